@@ -1,0 +1,14 @@
+"""What a user did wrong, told in one line."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """The input is at fault: the message is one line that names the file or argument, what is wrong, and what to do.
+
+    The command line prints it and exits with code 1.
+
+    >>> raise InputError("budget is 0: a tree has at least one leaf; give 1 or more")
+    Traceback (most recent call last):
+    patchtree.errors.InputError: budget is 0: a tree has at least one leaf; give 1 or more
+    """

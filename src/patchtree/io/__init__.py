@@ -1,0 +1,1 @@
+"""Reading and writing files: images and masks, each by what it is."""
