@@ -1,0 +1,277 @@
+"""Cut an image into patches, and paint values on leaves back into an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchtree.errors import InputError
+from patchtree.pyramid import pyramid
+from patchtree.tree import Tree
+
+# OpenCV's limit on channels.
+_CV_CHANNELS = 512
+
+
+def cut(image: NDArray[Any], tree: Tree) -> NDArray[Any]:
+    """Average every leaf of an image to ``p x p`` pixels.
+
+    A leaf of level ``l`` is a block of the image halved ``l`` times, so this is one gather a level. Patch pixels that
+    reach over the image's far border are the mean of what lies inside; those wholly outside repeat the nearest.
+    Integers are rounded once (8-bit ones twice, above level 1: at most one grey level off), booleans by majority.
+
+    >>> image = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    >>> cut(image, Tree.uniform((4, 4), patch_size=2, level=1)).tolist()
+    [[[3, 5], [11, 13]]]
+
+    Args:
+        image: ``(H, W)`` or ``(H, W, C)``, with a 3-D tree ``(D, H, W)`` or ``(D, H, W, C)``, of any real type.
+        tree: a tree of the image's shape.
+
+    Returns:
+        ``(N, p, p)`` or ``(N, p, p, C)`` (one more ``p`` in 3-D), the image's type.
+
+    Raises:
+        InputError: the tree was made for another shape.
+    """
+    if image.shape[: tree.ndim] != tree.shape or image.ndim > tree.ndim + 1:
+        raise InputError(f"an image of shape {image.shape} does not fit a tree made for {tree.shape}")
+    pixels = image if image.ndim > tree.ndim else image[..., None]
+    out = np.empty((len(tree), *(tree.patch_size,) * tree.ndim, pixels.shape[-1]), image.dtype)
+    top = int(tree.level.max(initial=0))
+    for level, picture in enumerate(pyramid(pixels, top, exact=False)):
+        here = np.flatnonzero(tree.level == level)
+        if len(here):
+            blocks = _gather(picture.values, tree.index[here], tree.patch_size)
+            out[here] = picture.cast(blocks, image.dtype)
+    return out if image.ndim > tree.ndim else out[..., 0]
+
+
+def count_labels(mask: NDArray[Any], tree: Tree, classes: int, ignore: int | None = None) -> NDArray[np.float32]:
+    """Count the pixels of each class under each patch pixel.
+
+    The counts over their sum are the soft label of a patch pixel, their sum is its weight. Pixels outside the image and
+    those of the ignored id are counted nowhere.
+
+    >>> mask = np.array([[0, 0, 1, 1], [0, 2, 1, 1]])
+    >>> count_labels(mask, Tree.uniform((2, 4), patch_size=2, level=1), classes=3).tolist()
+    [[[[3.0, 0.0, 1.0], [0.0, 4.0, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]]
+
+    Args:
+        mask: class ids, ``(H, W)`` or ``(D, H, W)``, each below ``classes`` or equal to ``ignore``.
+        tree: a tree of the mask's shape.
+        classes: number of classes, ``K``.
+        ignore: the id of pixels without a label.
+
+    Returns:
+        ``(N, p, p, K)`` float32, whole numbers.
+
+    Raises:
+        InputError: the tree was made for another shape, or an id is not a class.
+    """
+    if mask.shape != tree.shape:
+        raise InputError(f"a mask of shape {mask.shape} does not fit a tree made for {tree.shape}")
+    weights = tree.weights()
+    counts = np.empty((*weights.shape, classes), np.float32)
+    for label in range(classes):
+        counts[..., label] = _count(mask == label, tree, weights)
+    known = int(counts.sum(dtype=np.float64))
+    if ignore is not None and 0 <= ignore < classes:
+        counts[..., ignore] = 0
+    elif ignore is not None:
+        known += int(np.count_nonzero(mask == ignore))
+    if known != mask.size:
+        wrong = sorted(set(np.unique(mask).tolist()) - set(range(classes)) - {ignore})
+        raise InputError(f"the mask holds id {wrong[0]}, which is none of the {classes} classes; add it to the labels")
+    return counts
+
+
+def _count(member: NDArray[np.bool_], tree: Tree, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Count the true pixels under each patch pixel."""
+    shares = np.empty(weights.shape, np.float32)
+    top = int(tree.level.max(initial=0))
+    for level, picture in enumerate(pyramid(member[..., None], top)):
+        here = np.flatnonzero(tree.level == level)
+        if len(here):
+            blocks = _gather(picture.values, tree.index[here], tree.patch_size)[..., 0]
+            shares[here] = blocks * np.float32(picture.scale)
+    # Means times pixels are whole numbers but for rounding.
+    return np.rint(shares * weights)
+
+
+def paint(
+    values: NDArray[Any], tree: Tree, region: tuple[int, ...] | None = None, smooth: bool = False
+) -> NDArray[Any]:
+    """Write values per leaf or per patch pixel back to the image's own grid; the inverse of `cut`.
+
+    >>> tree = Tree.uniform((2, 3), patch_size=2)
+    >>> paint(np.array([7, 8]), tree).tolist()
+    [[7, 7, 8], [7, 7, 8]]
+    >>> image = np.arange(6).reshape(2, 3)
+    >>> np.array_equal(paint(cut(image, tree), tree), image)
+    True
+
+    Args:
+        values: ``(N, p, p, ...)``, one a patch pixel, or ``(N, ...)``, one a leaf (``(N, p, p, p, ...)`` in 3-D).
+        tree: the tree that the values belong to.
+        region: part of the image to paint, ``(y0, x0, y1, x1)`` in pixels; None paints all of it.
+        smooth: interpolate linearly between the values of a level, and across levels, instead of repeating the nearest
+            value. For probabilities and features, not for labels.
+
+    Returns:
+        ``(H, W, ...)`` or ``(D, H, W, ...)``, or the region's part of it; the values' type.
+
+    Raises:
+        InputError: the values do not fit the tree, or the region is not a part of the image.
+    """
+    values = np.asarray(values)
+    if not values.ndim or len(values) != len(tree):
+        raise InputError(f"values of shape {values.shape} do not fit a tree of {len(tree)} leaves")
+    if smooth and values.dtype.kind != "f":
+        raise InputError(f"values of type {values.dtype} cannot be painted smoothly; give floats, or smooth=False")
+    low, high = _region(tree, region)
+    patch = (tree.patch_size,) * tree.ndim
+    side = tree.patch_size if values.shape[1 : 1 + tree.ndim] == patch else 1
+    rest = values.shape[1:] if side == 1 and values.shape[1 : 1 + tree.ndim] != patch else values.shape[1 + tree.ndim :]
+    cells = values.reshape(len(tree), *(side,) * tree.ndim, -1)
+    painted = _paint(cells, tree, low, high, smooth)
+    return painted.reshape(*painted.shape[:-1], *rest)
+
+
+def _region(tree: Tree, region: tuple[int, ...] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    box = np.array((0,) * tree.ndim + tree.shape if region is None else region, np.int64)
+    if box.shape != (2 * tree.ndim,):
+        raise InputError(
+            f"region {region} is not a box; give {2 * tree.ndim} numbers, the low corner, then the high one"
+        )
+    low, high = box[: tree.ndim], box[tree.ndim :]
+    if (low < 0).any() or (high > tree.shape).any() or (low >= high).any():
+        raise InputError(f"region {tuple(box.tolist())} is not a part of an image of shape {tree.shape}")
+    return low, high
+
+
+def _paint(
+    values: NDArray[Any], tree: Tree, low: NDArray[np.int64], high: NDArray[np.int64], smooth: bool
+) -> NDArray[Any]:
+    """Go down the levels: enlarge what is painted, then overwrite the cells that have values of their own.
+
+    At each level only the cells near the region are painted. Two more on every side hold all the pixels that a smooth
+    region is interpolated from, so that a region is painted as the same part of the whole image is.
+    """
+    ndim, side = tree.ndim, values.shape[1]
+    margin = 2 if smooth else 0
+    levels = _with_parents(values, tree) if smooth else _leaves(values, tree)
+    painted: NDArray[Any] | None = None
+    origin = low
+    for level in range(len(levels) - 1, -1, -1):
+        index, blocks = levels[level]
+        step = tree.patch_size << level
+        first = np.maximum(low // step - margin, 0)
+        last = np.minimum(-(-high // step) + margin, -(-np.array(tree.shape) // step))
+        shape = (last - first) * side
+        if painted is None:
+            painted = np.zeros((*shape, values.shape[-1]), values.dtype)
+        else:
+            painted = _crop(_enlarge(painted, 2, smooth), first * side - 2 * origin, shape)
+        origin = first * side
+        near = ((index >= first) & (index < last)).all(axis=1)
+        grid = painted.reshape(*(n for cells in last - first for n in (cells, side)), -1)
+        grid[_every_other(index[near] - first)] = blocks[near]
+    assert painted is not None
+    factor = tree.patch_size // side
+    if factor > 1:
+        painted, origin = _enlarge(painted, factor, smooth), origin * factor
+    return np.ascontiguousarray(_crop(painted, low - origin, high - low))
+
+
+_Cells = tuple[NDArray[np.int32], NDArray[Any]]
+
+
+def _leaves(values: NDArray[Any], tree: Tree) -> list[_Cells]:
+    """Sort leaves and their values by level."""
+    chosen = [tree.level == level for level in range(int(tree.level.max()) + 1)]
+    return [(tree.index[here], values[here]) for here in chosen]
+
+
+def _with_parents(values: NDArray[Any], tree: Tree) -> list[_Cells]:
+    """Add to each level the cells that were split, with the means of their children."""
+    ndim, side = tree.ndim, values.shape[1]
+    levels = _leaves(values, tree)
+    for level in range(len(levels) - 1):
+        index, blocks = levels[level]
+        parents, which = np.unique(index >> 1, axis=0, return_inverse=True)
+        which = which.reshape(-1)
+        if not len(parents):
+            continue
+        # A child outside the image is given its parent's mean.
+        total = np.zeros((len(parents), values.shape[-1]))
+        np.add.at(total, which, blocks.mean(axis=tuple(range(1, ndim + 1))))
+        mean = total / np.bincount(which)[:, None]
+        canvas = np.empty((len(parents), *(2, side) * ndim, values.shape[-1]), values.dtype)
+        canvas[:] = mean.reshape(len(parents), *(1, 1) * ndim, -1)
+        canvas[(which, *_every_other(index & 1))] = blocks
+        pairs = canvas.reshape(len(parents), *(side, 2) * ndim, -1)
+        means = pairs.mean(axis=tuple(range(2, 2 * ndim + 1, 2)))
+        upper, own = levels[level + 1]
+        levels[level + 1] = (np.concatenate([upper, parents]), np.concatenate([own, means]))
+    return levels
+
+
+def _every_other(index: NDArray[np.int32]) -> tuple[Any, ...]:
+    """Turn grid indices ``(M, d)`` into an indexing of axes (cell, pixel, cell, pixel, ...)."""
+    return tuple(item for axis in index.T for item in (axis, slice(None)))[:-1]
+
+
+def _crop(picture: NDArray[Any], start: NDArray[np.int64], shape: NDArray[np.int64]) -> NDArray[Any]:
+    return picture[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
+
+
+def _enlarge(picture: NDArray[Any], factor: int, smooth: bool) -> NDArray[Any]:
+    """Enlarge every spatial axis, by repeating or linearly; the outermost half pixels are constant."""
+    if not smooth:
+        for axis in range(picture.ndim - 1):
+            picture = np.repeat(picture, factor, axis=axis)
+        return picture
+    import cv2
+
+    if picture.ndim == 4:
+        place = (np.arange(len(picture) * factor) + 0.5) / factor - 0.5
+        place = np.clip(place, 0, len(picture) - 1)
+        near = place.astype(np.int64)
+        share = (place - near).astype(picture.dtype).reshape(-1, 1, 1, 1)
+        far = np.minimum(near + 1, len(picture) - 1)
+        planes = np.stack([_enlarge(plane, factor, smooth) for plane in picture])
+        return planes[near] * (1 - share) + planes[far] * share
+    height, width, channels = picture.shape
+    work = picture.astype(np.float32 if picture.dtype == np.float16 else picture.dtype, copy=False)
+    out = np.empty((height * factor, width * factor, channels), work.dtype)
+    for first in range(0, channels, _CV_CHANNELS):
+        part = np.ascontiguousarray(work[..., first : first + _CV_CHANNELS])
+        size = (width * factor, height * factor)
+        out[..., first : first + _CV_CHANNELS] = cv2.resize(part, size, interpolation=cv2.INTER_LINEAR).reshape(
+            *size[::-1], -1
+        )
+    return out.astype(picture.dtype, copy=False)
+
+
+def _gather(values: NDArray[Any], index: NDArray[np.int32], side: int) -> NDArray[Any]:
+    """Copy blocks of ``side`` pixels out of a pyramid level, ``(M, side, side, C)``; past the border the last repeats."""
+    ndim = index.shape[1]
+    whole = tuple(length // side for length in values.shape[:ndim])
+    inner = (index < whole).all(axis=1)
+    strides = tuple(side * step for step in values.strides[:ndim])
+    blocks = np.lib.stride_tricks.as_strided(
+        values, (*whole, *(side,) * ndim, values.shape[-1]), (*strides, *values.strides), writeable=False
+    )
+    if inner.all():
+        return blocks[tuple(index.T)]
+    out = np.empty((len(index), *(side,) * ndim, values.shape[-1]), values.dtype)
+    out[inner] = blocks[tuple(index[inner].T)]
+    places = []
+    for axis in range(ndim):
+        along = np.minimum(index[~inner, axis, None] * side + np.arange(side), values.shape[axis] - 1)
+        places.append(along.reshape((-1,) + (1,) * axis + (side,) + (1,) * (ndim - 1 - axis)))
+    out[~inner] = values[tuple(places)]
+    return out

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchtree import InputError, Tree
+from patchtree.tree import cover_level, morton
+from strategies import SHAPES, owner, trees
+
+
+@given(trees())
+def test_leaves_partition_the_image(tree: Tree) -> None:
+    owners = owner(tree)
+    np.testing.assert_allclose(np.bincount(owners.ravel()) / tree.sizes().astype(float) ** tree.ndim, tree.inside())
+    assert tree.weights().sum(dtype=float) == np.prod(tree.shape)
+    shares = tree.weights().reshape(len(tree), -1).sum(1) / tree.sizes().astype(float) ** tree.ndim
+    np.testing.assert_allclose(shares, tree.inside())
+
+
+@given(trees())
+def test_leaves_are_in_morton_order(tree: Tree) -> None:
+    codes = morton(tree.index.astype(np.int64) << tree.level.astype(np.int64)[:, None])
+    assert (np.diff(codes.astype(np.int64)) > 0).all()
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 2**20)] * 3)), st.sampled_from([2, 3]))
+def test_morton_interleaves_bits(points: list[tuple[int, ...]], ndim: int) -> None:
+    index = np.array([point[:ndim] for point in points], np.int64).reshape(-1, ndim)
+    expected = [
+        sum(
+            (int(place) >> bit & 1) << (bit * ndim + ndim - 1 - axis)
+            for axis, place in enumerate(row)
+            for bit in range(21)
+        )
+        for row in index
+    ]
+    assert morton(index).tolist() == expected
+
+
+@given(trees(), st.integers(0, 2**32 - 1))
+def test_leaf_at_finds_the_owner(tree: Tree, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.integers(0, tree.shape, (50, tree.ndim))
+    assert (tree.leaf_at(points) == owner(tree)[tuple(points.T)]).all()
+    centres = tree.centres()
+    assert (tree.leaf_at(centres) == np.arange(len(tree))).all()
+    far = np.array(tree.shape) + tree.patch_size * 2.0 ** (tree.max_level + 1)
+    assert tree.leaf_at(np.stack([far, -np.ones(tree.ndim), far * 1e4])).tolist() == [-1, -1, -1]
+
+
+@given(trees(st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(*[st.integers(1, 9)] * 3))))
+def test_neighbours_share_a_face(tree: Tree) -> None:
+    boxes = tree.boxes()
+    low, high = boxes[:, : tree.ndim], boxes[:, tree.ndim :]
+    expected = []
+    for a, b in itertools.combinations(range(len(tree)), 2):
+        overlap = np.minimum(high[a], high[b]) - np.maximum(low[a], low[b])
+        if (overlap >= 0).all() and (overlap == 0).sum() == 1:
+            expected.append([a, b])
+    assert tree.neighbours().tolist() == expected
+
+
+@given(trees())
+def test_bytes_give_the_tree_back(tree: Tree) -> None:
+    data = tree.to_bytes()
+    again = Tree.from_bytes(data)
+    assert again == tree and hash(again) == hash(tree) and again.max_level == tree.max_level
+    assert len(data) <= 24 + 24 + len(tree)
+
+
+@given(SHAPES, st.integers(1, 9), st.integers(0, 3))
+def test_uniform_covers_with_one_size(shape: tuple[int, ...], patch_size: int, level: int) -> None:
+    if max(shape) > 100:
+        patch_size += 8
+    tree = Tree.uniform(shape, patch_size, level)
+    assert set(tree.sizes()) == {patch_size << level}
+    assert len(tree) == np.prod([-(-length // (patch_size << level)) for length in shape])
+
+
+@given(SHAPES, st.integers(1, 20))
+def test_cover_level_is_the_smallest(shape: tuple[int, ...], patch_size: int) -> None:
+    level = cover_level(shape, patch_size)
+    assert patch_size << level >= max(shape)
+    assert level == 0 or patch_size << (level - 1) < max(shape)
+
+
+def test_a_tree_is_frozen() -> None:
+    tree = Tree.uniform((64, 64), 16)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tree.patch_size = 8  # type: ignore[misc]
+    with pytest.raises(ValueError, match="read-only"):
+        tree.level[0] = 3
+
+
+def test_equality_is_by_value() -> None:
+    tree = Tree.uniform((64, 64), 16)
+    assert tree == Tree.uniform((64, 64), 16)
+    assert tree != Tree.uniform((64, 63), 16)
+    assert tree != Tree.uniform((64, 64), 16, level=1)
+    assert tree != "tree"
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    tree = Tree.uniform((4096, 4096), 16)
+    tree.save(tmp_path / "a.tree")
+    assert Tree.load(tmp_path / "a.tree") == tree
+    assert (tmp_path / "a.tree").stat().st_size < 8 * len(tree)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tree"]
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    data = Tree.uniform((256, 256), 16, level=1).to_bytes()
+    path = tmp_path / "a.tree"
+    with pytest.raises(InputError, match=r"a\.tree: cannot be read"):
+        Tree.load(path)
+    newer = data[:4] + bytes([9]) + data[5:]
+    for content, word in (
+        (b"", "not a patchtree tree"),
+        (b"PNG" * 30, "not a"),
+        (data[:-2], "cut short"),
+        (newer, "newer"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"a\.tree: .*{word}"):
+            Tree.load(path)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4,), (1, 2, 3, 4)])
+def test_impossible_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="cannot be split"):
+        Tree.uniform(shape, 16)
+
+
+def test_impossible_patch_size_is_refused() -> None:
+    with pytest.raises(InputError, match="patch size 0"):
+        Tree.uniform((4, 4), 0)
