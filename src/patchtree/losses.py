@@ -1,0 +1,154 @@
+"""Losses on patch pixels that equal the same losses on the painted image, pixel for pixel.
+
+Painting gives all image pixels under a patch pixel that patch pixel's logits. So a sum over image pixels of
+``f(logits, class)`` is the sum over patch pixels and classes of ``counts * f(logits, class)``, where `counts`
+(from `count_labels`) says how many image pixels of each class lie under each patch pixel. Ignored pixels and
+those outside the image are counted nowhere; padding has no counts and weighs nothing.
+
+All functions take logits and counts ``(B, ..., K)``, for example ``(B, N, p, p, K)``, and give a scalar that is 0,
+with gradient, when nothing is counted. Half precision logits are computed in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patchtree.errors import InputError
+
+
+def cross_entropy(logits: Tensor, counts: Tensor, class_weight: Tensor | None = None) -> Tensor:
+    """Give the mean cross-entropy over the image's pixels.
+
+    Equal to ``torch.nn.functional.cross_entropy(weight=class_weight, ignore_index=...)`` on the painted image.
+
+    >>> logits = torch.zeros(1, 4, 16, 16, 2)
+    >>> counts = torch.zeros(1, 4, 16, 16, 2)
+    >>> counts[..., 0] = 4
+    >>> round(cross_entropy(logits, counts).item(), 4)
+    0.6931
+
+    Args:
+        logits: ``(B, ..., K)``.
+        counts: ``(B, ..., K)``, image pixels of each class under each patch pixel.
+        class_weight: ``(K,)``; the mean is weighted by the class of each pixel, as torch does.
+
+    Raises:
+        InputError: logits and counts differ in shape.
+    """
+    logits, counts = _classes_second(logits, counts)
+    return -_mean(logits.log_softmax(1), counts, class_weight)
+
+
+def focal_loss(logits: Tensor, counts: Tensor, gamma: float = 2.0) -> Tensor:
+    """Give the mean focal loss over the image's pixels, ``-(1 - q)**gamma * log(q)``, q the true class's probability.
+
+    With ``gamma=0`` it is the cross-entropy. MONAI's ``FocalLoss(use_softmax=True)`` is this divided by K, because
+    it takes the mean over the classes too.
+
+    >>> logits, counts = torch.zeros(1, 4, 16, 16, 2), torch.ones(1, 4, 16, 16, 2)
+    >>> round(focal_loss(logits, counts).item(), 4)
+    0.1733
+
+    Args:
+        logits: ``(B, ..., K)``.
+        counts: ``(B, ..., K)``, image pixels of each class under each patch pixel.
+        gamma: how strongly pixels that are already right are played down.
+
+    Raises:
+        InputError: logits and counts differ in shape.
+
+    Source: T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+    """
+    logits, counts = _classes_second(logits, counts)
+    log = logits.log_softmax(1)
+    # A power below 1 has no slope at 0, where a saturated probability ends: 0 * inf would be NaN.
+    miss = (-log.expm1()).clamp(min=torch.finfo(log.dtype).eps)
+    return -_mean(miss.pow(gamma) * log, counts)
+
+
+def dice_loss(
+    logits: Tensor, counts: Tensor, include_background: bool = True, batch: bool = False, smooth: float = 1e-5
+) -> Tensor:
+    """Give 1 minus the soft Dice of the image's pixels, the mean over classes (and images, unless `batch`).
+
+    Equal to MONAI's ``DiceLoss(softmax=True)`` with the same options on the painted image, ignored pixels left
+    out. As there, a class that is absent costs nearly 1 as soon as any probability is given to it, and 0 if none is.
+
+    >>> counts = torch.zeros(1, 4, 16, 16, 2)
+    >>> counts[:, :2, ..., 0] = 1
+    >>> counts[:, 2:, ..., 1] = 1
+    >>> round(dice_loss(100 * counts, counts).item(), 4), round(dice_loss(-100 * counts, counts).item(), 4)
+    (0.0, 1.0)
+
+    Args:
+        logits: ``(B, ..., K)``.
+        counts: ``(B, ..., K)``, image pixels of each class under each patch pixel.
+        include_background: whether class 0 counts as a class.
+        batch: take the Dice of all images together, as nnU-Net does in 2-D, rather than of each image. Steadier
+            when an image holds few classes.
+        smooth: added to numerator and denominator, in image pixels; positive.
+
+    Raises:
+        InputError: logits and counts differ in shape.
+
+    Source: F. Milletari et al., "V-Net", 3DV 2016.
+    """
+    logits, counts = _classes_second(logits, counts)
+    return _dice_loss(logits.softmax(1), counts, include_background, batch, smooth)
+
+
+def segmentation_loss(logits: Tensor, counts: Tensor, class_weight: Tensor | None = None, batch: bool = True) -> Tensor:
+    """Give cross-entropy plus Dice loss of the foreground, nnU-Net's loss.
+
+    Equal to ``cross_entropy(..., class_weight) + dice_loss(..., include_background=False, batch=batch)``.
+
+    >>> logits, counts = torch.zeros(1, 4, 16, 16, 2), torch.ones(1, 4, 16, 16, 2)
+    >>> round(segmentation_loss(logits, counts).item(), 4)
+    1.1931
+
+    Args:
+        logits: ``(B, ..., K)``.
+        counts: ``(B, ..., K)``, image pixels of each class under each patch pixel.
+        class_weight: ``(K,)``, for the cross-entropy.
+        batch: take the Dice of all images together rather than of each image.
+
+    Raises:
+        InputError: logits and counts differ in shape.
+
+    Source: F. Isensee et al., "nnU-Net", Nature Methods 2021.
+    """
+    logits, counts = _classes_second(logits, counts)
+    log = logits.log_softmax(1)
+    return _dice_loss(log.exp(), counts, False, batch, 1e-5) - _mean(log, counts, class_weight)
+
+
+def _classes_second(logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Check the two and move the class axis to place 1: ``(B, ..., K)`` -> ``(B, K, ...)``."""
+    if logits.shape != counts.shape or logits.ndim < 3:
+        raise InputError(
+            f"logits are {tuple(logits.shape)}, counts {tuple(counts.shape)}; give both as (B, ..., K), of one shape"
+        )
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    # A softmax over a short last axis is 10 to 20 times slower on a CPU than over an axis in front of the pixels.
+    return logits.movedim(-1, 1), counts.movedim(-1, 1)
+
+
+def _mean(values: Tensor, counts: Tensor, class_weight: Tensor | None = None) -> Tensor:
+    """Average over the image's pixels, given the value ``(B, K, ...)`` of a pixel of each class."""
+    pixels = [0, *range(2, counts.ndim)]
+    value, weight = (values * counts).sum(pixels), counts.sum(pixels)
+    if class_weight is not None:
+        value, weight = value * class_weight, weight * class_weight
+    return value.sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+def _dice_loss(share: Tensor, counts: Tensor, include_background: bool, batch: bool, smooth: float) -> Tensor:
+    """Compute the Dice loss from probabilities ``(B, K, ...)``."""
+    # Products and sums, not matrix products: autocast and TF32 would round the counts to a few bits there.
+    pixels = [*([0] if batch else []), *range(2, counts.ndim)]
+    both = (share * counts).sum(pixels)
+    predicted = (share * counts.sum(1, keepdim=True)).sum(pixels)
+    loss = 1 - (2 * both + smooth) / (predicted + counts.sum(pixels) + smooth)
+    return loss[..., 0 if include_background else 1 :].mean()

@@ -1,0 +1,211 @@
+"""Losses on patch pixels equal torch's and MONAI's on the painted image, in value and in gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.losses import DiceCELoss, DiceLoss, FocalLoss
+from torch import Tensor
+from torch.nn import functional as F
+
+from patchtree.errors import InputError
+from patchtree.losses import cross_entropy, dice_loss, focal_loss, segmentation_loss
+from patchtree.patches import count_labels
+from patchtree.tokens import pad
+from patchtree.tree import Tree, cover_level, grow
+
+PATCH = 4
+IGNORE = 255
+SHAPES = [(64, 64), (37, 91), (70, 3), (19, 14, 11)]
+
+
+@dataclass
+class Scene:
+    """Two images of one shape, each with its own tree, and the same logits on patch pixels and painted."""
+
+    logits: Tensor  # (2, N, p, p, K)
+    counts: Tensor  # (2, N, p, p, K)
+    painted: Tensor  # (2, K, H, W), a function of logits
+    masks: Tensor  # (2, H, W)
+
+    @property
+    def known(self) -> Tensor:
+        """1 where a pixel is not ignored, (2, 1, H, W)."""
+        return (self.masks != IGNORE)[:, None].float()
+
+    @property
+    def one_hot(self) -> Tensor:
+        """(2, K, H, W), all 0 where a pixel is ignored."""
+        ids = torch.where(self.masks == IGNORE, 0, self.masks)
+        return F.one_hot(ids, self.painted.shape[1]).movedim(-1, 1) * self.known
+
+
+def make_tree(shape: tuple[int, ...], rng: np.random.Generator) -> Tree:
+    """A tree refined at random."""
+    top = cover_level(shape, PATCH)
+    return grow(shape, PATCH, top, lambda level, cells: (rng.random(len(cells)) < 0.7) | (level == top))
+
+
+def make_scene(shape: tuple[int, ...], classes: int = 4, ignored: float = 0.2, seed: int = 0) -> Scene:
+    rng = np.random.default_rng(seed)
+    trees = [make_tree(shape, rng) for _ in range(2)]
+    masks = rng.integers(0, classes, (2, *shape))
+    masks[rng.random(masks.shape) < ignored] = IGNORE
+    counts = pad([count_labels(m, tree, classes, ignore=IGNORE) for m, tree in zip(masks, trees, strict=True)])
+    # Padding too gets logits, as from a model: they must not matter.
+    logits = torch.from_numpy(rng.normal(0, 3, counts.shape).astype(np.float32)).requires_grad_()
+    painted = []
+    for own, tree in zip(logits, trees, strict=True):
+        patch_pixels = np.arange(len(tree) * PATCH**tree.ndim).reshape(len(tree), *[PATCH] * tree.ndim)
+        painted.append(own.flatten(0, -2)[torch.from_numpy(tree.paint(patch_pixels))].movedim(-1, 0))
+    return Scene(logits, counts, torch.stack(painted), torch.from_numpy(masks))
+
+
+def assert_same(scene: Scene, loss: Tensor, reference: Tensor) -> None:
+    """Equal in value and in gradient with respect to the patch pixels' logits."""
+    (gradient,) = torch.autograd.grad(loss, scene.logits)
+    (expected,) = torch.autograd.grad(reference, scene.logits)
+    torch.testing.assert_close(loss, reference, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradient, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ignored", [0.0, 0.2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cross_entropy_is_torch_s(shape: tuple[int, ...], ignored: float, weighted: bool) -> None:
+    scene = make_scene(shape, ignored=ignored)
+    weight = torch.tensor([0.1, 1.0, 2.5, 0.7]) if weighted else None
+    reference = F.cross_entropy(scene.painted, scene.masks, weight=weight, ignore_index=IGNORE)
+    assert_same(scene, cross_entropy(scene.logits, scene.counts, weight), reference)
+
+
+@settings(max_examples=50)
+@given(
+    shape=st.lists(st.integers(1, 40), min_size=2, max_size=2).map(tuple),
+    classes=st.integers(2, 5),
+    ignored=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_cross_entropy_is_torch_s_for_any_tree(shape: tuple[int, ...], classes: int, ignored: float, seed: int) -> None:
+    scene = make_scene(shape, classes, ignored, seed)
+    reference = F.cross_entropy(scene.painted, scene.masks, ignore_index=IGNORE, reduction="sum")
+    loss = cross_entropy(scene.logits, scene.counts)
+    torch.testing.assert_close(loss * scene.known.sum(), reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("include_background", [False, True])
+@pytest.mark.parametrize("ignored", [0.0, 0.2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dice_loss_is_monai_s(shape: tuple[int, ...], ignored: float, include_background: bool, batch: bool) -> None:
+    scene = make_scene(shape, ignored=ignored)
+    reference = DiceLoss(include_background=include_background, batch=batch)
+    expected = reference(scene.painted.softmax(1) * scene.known, scene.one_hot)
+    assert_same(scene, dice_loss(scene.logits, scene.counts, include_background, batch), expected)
+
+
+def test_dice_loss_of_absent_classes_is_monai_s() -> None:
+    scene = make_scene((37, 91))
+    scene.counts[0, ..., 2] = 0
+    scene.counts[..., 3] = 0
+    scene.masks[0][scene.masks[0] == 2] = IGNORE
+    scene.masks[scene.masks == 3] = IGNORE
+    expected = DiceLoss(smooth_nr=0.5, smooth_dr=0.5)(scene.painted.softmax(1) * scene.known, scene.one_hot)
+    assert_same(scene, dice_loss(scene.logits, scene.counts, smooth=0.5), expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("ignored", [0.0, 0.2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_focal_loss_is_monai_s(shape: tuple[int, ...], ignored: float, gamma: float) -> None:
+    scene = make_scene(shape, ignored=ignored)
+    per_pixel = FocalLoss(use_softmax=True, gamma=gamma, reduction="none")(scene.painted, scene.one_hot)
+    assert_same(scene, focal_loss(scene.logits, scene.counts, gamma), per_pixel.sum() / scene.known.sum())
+
+
+def test_focal_loss_is_monai_s_mean_times_the_classes() -> None:
+    scene = make_scene((37, 91), ignored=0)
+    expected = FocalLoss(use_softmax=True)(scene.painted, scene.one_hot) * 4
+    assert_same(scene, focal_loss(scene.logits, scene.counts), expected)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.1, 1.0, 2.5, 0.7])])
+def test_segmentation_loss_is_monai_s_dice_ce(weight: Tensor | None, batch: bool) -> None:
+    scene = make_scene((37, 91), ignored=0)
+    dice = DiceCELoss(include_background=False, softmax=True, batch=batch, lambda_ce=0)
+    expected = dice(scene.painted, scene.one_hot) + F.cross_entropy(scene.painted, scene.masks, weight)
+    assert_same(scene, segmentation_loss(scene.logits, scene.counts, weight, batch), expected)
+
+
+def test_segmentation_loss_is_its_parts() -> None:
+    scene = make_scene((37, 91))
+    parts = cross_entropy(scene.logits, scene.counts) + dice_loss(scene.logits, scene.counts, False, batch=True)
+    assert_same(scene, segmentation_loss(scene.logits, scene.counts), parts)
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+every_loss = pytest.mark.parametrize("loss", [cross_entropy, dice_loss, focal_loss, segmentation_loss])
+
+
+@every_loss
+def test_nothing_counted_is_no_loss(loss: Loss) -> None:
+    logits = torch.randn(2, 3, 4, 4, 3, requires_grad=True)
+    value = loss(logits, torch.zeros_like(logits))
+    value.backward()  # type: ignore[no-untyped-call]
+    assert value == 0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+def test_a_weight_of_nothing_is_no_loss() -> None:
+    logits = torch.randn(1, 3, 4, 4, 2, requires_grad=True)
+    counts = torch.zeros_like(logits)
+    counts[..., 0] = 1
+    assert cross_entropy(logits, counts, torch.tensor([0.0, 1.0])) == 0
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single(loss: Loss, dtype: torch.dtype) -> None:
+    scene = make_scene((64, 64))
+    half = scene.logits.detach().to(dtype).requires_grad_()
+    value = loss(half, scene.counts)
+    assert torch.equal(value, loss(half.float(), scene.counts))
+    value.backward()  # type: ignore[no-untyped-call]
+    assert half.grad is not None
+    assert half.grad.dtype == dtype
+
+
+@every_loss
+def test_autocast_changes_nothing(loss: Loss) -> None:
+    scene = make_scene((64, 64))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss(scene.logits, scene.counts), loss(scene.logits.clone(), scene.counts))
+        inside = loss(scene.logits, scene.counts)
+    assert torch.equal(inside, loss(scene.logits, scene.counts))
+
+
+@every_loss
+def test_saturated_logits_keep_finite_gradients(loss: Loss) -> None:
+    counts = torch.ones(1, 2, 4, 4, 3)
+    logits = torch.tensor([1e4, 0.0, -1e4]).expand(counts.shape).clone().requires_grad_()
+    kwargs = {"gamma": 0.5} if loss is focal_loss else {}
+    value = loss(logits, counts, **kwargs)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert value.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+@every_loss
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4, 2), (2, 3, 4, 4, 1), (3, 4, 4, 3)])
+def test_other_shapes_are_refused(loss: Loss, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"logits are \(2, 3, 4, 4, 3\), counts"):
+        loss(torch.zeros(2, 3, 4, 4, 3), torch.zeros(shape))
