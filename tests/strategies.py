@@ -34,7 +34,8 @@ def owner(tree: Tree) -> NDArray[np.int64]:
     out = np.full(tree.shape, -1)
     for leaf, box in enumerate(tree.boxes()):
         inside = tuple(slice(low, high) for low, high in zip(box[: tree.ndim], box[tree.ndim :], strict=True))
-        assert out[inside].size and (out[inside] == -1).all()
+        assert out[inside].size
+        assert (out[inside] == -1).all()
         out[inside] = leaf
     assert (out >= 0).all()
     return out

@@ -1,7 +1,7 @@
 """Detail: how much there is to resolve in each cell, as a pyramid of grids.
 
-A detail pyramid is a list of float64 arrays, one a level from 1 up: element ``i`` holds the detail of the cells of level
-``i + 1``. It is *monotone*: no cell has less detail than one of its children.
+A detail pyramid is a list of float64 arrays, one a level from 1 up: element ``i`` holds the detail of the cells of
+level ``i + 1``. It is *monotone*: no cell has less detail than one of its children.
 """
 
 from __future__ import annotations
@@ -283,7 +283,13 @@ def estimate_noise(image: NDArray[Any]) -> NDArray[np.float64]:
     pairs = plane[:rows].reshape(rows // 2, 2, *plane.shape[1:])[::step, :, :columns].astype(np.float32)
     rises = pairs[:, 0] - pairs[:, 1]
     diagonal = (rises[:, 0::2] - rises[:, 1::2]) / 2
-    return np.asarray(np.median(np.abs(diagonal), axis=(0, 1)) / 0.6745, np.float64)
+    size = np.abs(diagonal).reshape(-1, image.shape[-1])
+    middle = np.median(size, axis=0).astype(np.float64)
+    if image.dtype.kind in "iu":
+        # Whole grey levels give half levels here: take the median inside its step, as of grouped data.
+        below, equal = (size < middle).mean(axis=0), (size == middle).mean(axis=0)
+        middle += np.where(middle > 0, (0.5 - below) / np.maximum(equal, 1e-9) * 0.5 - 0.25, 0)
+    return middle / 0.6745
 
 
 def to_dict(detail: str | Detail) -> dict[str, Any]:
@@ -367,7 +373,7 @@ def _energy(values: NDArray[Any], side: int, shape: tuple[int, ...], level: int)
         level: how many times the image was halved.
     """
     # Sums of 8-bit squares are whole numbers that float32 holds up to 258 rows.
-    work = np.float32 if values.dtype == np.uint8 and side <= 256 else np.float64
+    work: type[np.floating[Any]] = np.float32 if values.dtype == np.uint8 and side <= 256 else np.float64
     weights = [_inside(length, 1 << level) for length in shape]
     strips = []
     for top in range(0, len(values), side):
@@ -377,7 +383,7 @@ def _energy(values: NDArray[Any], side: int, shape: tuple[int, ...], level: int)
             strips.append(np.einsum("ij,ij->j", strip, strip).astype(np.float64) * along[0])
         else:
             strips.append(along @ np.square(strip, dtype=np.float64))
-    sums = np.stack(strips).reshape(len(strips), *values.shape[1:]).sum(-1)
+    sums: NDArray[np.float64] = np.stack(strips).reshape(len(strips), *values.shape[1:]).sum(-1)
     for axis in range(1, len(shape)):
         sums *= weights[axis].reshape((-1,) + (1,) * (len(shape) - 1 - axis))
         sums = np.add.reduceat(sums, np.arange(0, sums.shape[axis], side), axis=axis)

@@ -154,10 +154,11 @@ class Patcher:
                 details[at - 1][tuple(tree.index[tree.level == at].T)].any() for at in range(1, len(details) + 1)
             )
             if not left:
-                name = self.detail if isinstance(self.detail, str) else type(as_detail(self.detail)).__name__
+                name = type(as_detail(self.detail)).__name__
+                hint = "" if name == "Residual" else "; detail='residual' finds more"
                 warnings.warn(
                     f"{name} found too little detail to use a budget of {self.budget}: "
-                    "what has no detail was not split; detail='residual' finds more",
+                    f"what has no detail was not split{hint}",
                     stacklevel=2,
                 )
         return tree

@@ -11,8 +11,8 @@ from patchtree.errors import InputError
 from patchtree.pyramid import pyramid
 from patchtree.tree import Tree
 
-# OpenCV's limit on channels.
-_CV_CHANNELS = 512
+# The most channels that every OpenCV takes (version 5; version 4 takes 512).
+_CV_CHANNELS = 128
 
 
 def cut(image: NDArray[Any], tree: Tree) -> NDArray[Any]:
@@ -41,7 +41,7 @@ def cut(image: NDArray[Any], tree: Tree) -> NDArray[Any]:
     pixels = image if image.ndim > tree.ndim else image[..., None]
     out = np.empty((len(tree), *(tree.patch_size,) * tree.ndim, pixels.shape[-1]), image.dtype)
     top = int(tree.level.max(initial=0))
-    for level, picture in enumerate(pyramid(pixels, top, exact=False)):
+    for level, picture in enumerate(pyramid(pixels, top, exact=image.dtype != np.uint8)):
         here = np.flatnonzero(tree.level == level)
         if len(here):
             blocks = _gather(picture.values, tree.index[here], tree.patch_size)
@@ -98,7 +98,7 @@ def _count(member: NDArray[np.bool_], tree: Tree, weights: NDArray[np.float32]) 
             blocks = _gather(picture.values, tree.index[here], tree.patch_size)[..., 0]
             shares[here] = blocks * np.float32(picture.scale)
     # Means times pixels are whole numbers but for rounding.
-    return np.rint(shares * weights)
+    return np.asarray(np.rint(shares * weights), np.float32)
 
 
 def paint(
@@ -160,7 +160,7 @@ def _paint(
     At each level only the cells near the region are painted. Two more on every side hold all the pixels that a smooth
     region is interpolated from, so that a region is painted as the same part of the whole image is.
     """
-    ndim, side = tree.ndim, values.shape[1]
+    side = values.shape[1]
     margin = 2 if smooth else 0
     levels = _with_parents(values, tree) if smooth else _leaves(values, tree)
     painted: NDArray[Any] | None = None
@@ -243,7 +243,7 @@ def _enlarge(picture: NDArray[Any], factor: int, smooth: bool) -> NDArray[Any]:
         share = (place - near).astype(picture.dtype).reshape(-1, 1, 1, 1)
         far = np.minimum(near + 1, len(picture) - 1)
         planes = np.stack([_enlarge(plane, factor, smooth) for plane in picture])
-        return planes[near] * (1 - share) + planes[far] * share
+        return np.asarray(planes[near] * (1 - share) + planes[far] * share)
     height, width, channels = picture.shape
     work = picture.astype(np.float32 if picture.dtype == np.float16 else picture.dtype, copy=False)
     out = np.empty((height * factor, width * factor, channels), work.dtype)
@@ -257,7 +257,7 @@ def _enlarge(picture: NDArray[Any], factor: int, smooth: bool) -> NDArray[Any]:
 
 
 def _gather(values: NDArray[Any], index: NDArray[np.int32], side: int) -> NDArray[Any]:
-    """Copy blocks of ``side`` pixels out of a pyramid level, ``(M, side, side, C)``; past the border the last repeats."""
+    """Copy blocks of ``side`` pixels out of a pyramid level, ``(M, side, side, C)``, its last pixels repeated."""
     ndim = index.shape[1]
     whole = tuple(length // side for length in values.shape[:ndim])
     inner = (index < whole).all(axis=1)
@@ -266,7 +266,7 @@ def _gather(values: NDArray[Any], index: NDArray[np.int32], side: int) -> NDArra
         values, (*whole, *(side,) * ndim, values.shape[-1]), (*strides, *values.strides), writeable=False
     )
     if inner.all():
-        return blocks[tuple(index.T)]
+        return np.asarray(blocks[tuple(index.T)])
     out = np.empty((len(index), *(side,) * ndim, values.shape[-1]), values.dtype)
     out[inner] = blocks[tuple(index[inner].T)]
     places = []

@@ -14,8 +14,8 @@ _CHUNK_BYTES = 1 << 18
 # Fixed point: 8-bit values carry 8 fraction bits in 16, which is exact for the first four halvings.
 _FIXED = 256
 _FIXED_LEVELS = 4
-# OpenCV's limit on channels.
-_CV_CHANNELS = 512
+# The most channels that every OpenCV takes (version 5; version 4 takes 512).
+_CV_CHANNELS = 128
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Level:
         if values.dtype == dtype:
             return values
         if dtype == np.bool_:
-            return values >= 0.5 / self.scale
+            return np.asarray(values >= 0.5 / self.scale)
         if values.dtype == np.uint16 and self.scale != 1:
-            return ((values.astype(np.uint32) + _FIXED // 2) // _FIXED).astype(dtype)
+            return np.asarray((values.astype(np.uint32) + _FIXED // 2) // _FIXED, dtype)
         scaled = values * values.dtype.type(self.scale)
         if dtype.kind in "iu":
             limits = np.iinfo(dtype)
             scaled = np.clip(np.floor(scaled + values.dtype.type(0.5)), limits.min, limits.max)
-        return scaled.astype(dtype)
+        return np.asarray(scaled, dtype)
 
 
 def pyramid(image: NDArray[Any], levels: int, exact: bool = True) -> Iterator[Level]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -44,7 +45,7 @@ def refine(
     Raises:
         InputError: neither a budget nor a threshold is given, or the budget is below the number of roots.
     """
-    ndim, max_level = len(shape), len(details)
+    max_level = len(details)
     if budget is None and threshold is None:
         raise InputError("give a budget (a number of leaves) or a threshold (the least detail to split)")
     counts = [[-(-length // (patch_size << level)) for length in shape] for level in range(max_level + 1)]
@@ -73,9 +74,8 @@ def refine(
             splits = _balance(_mark(level[:low], index[:low], counts))
 
     def split(at: int, cells: NDArray[np.int32]) -> NDArray[np.bool_]:
-        return splits[at][tuple(cells.T)]
+        return np.asarray(splits[at][tuple(cells.T)])
 
-    assert all(grid.ndim == ndim for grid in details)
     return grow(shape, patch_size, max_level, split)
 
 
@@ -88,7 +88,7 @@ def _rank(
     if extra is not None and details:
         full = 2 ** len(counts[0])
         # Every split adds full - 1 leaves but for those of cells at the far border, which may add fewer.
-        short = sum(prod(cells) - prod(n // 2 for n in finer) for finer, cells in zip(counts, counts[1:], strict=False))
+        short = sum(prod(cells) - prod(n // 2 for n in finer) for finer, cells in pairwise(counts))
         reach = extra // (full - 1) + short + 1
         if reach < len(values):
             least = max(least, np.partition(values, len(values) - reach)[len(values) - reach])
@@ -109,7 +109,7 @@ def _rank(
 def _children(level: NDArray[np.int64], index: NDArray[np.int64], counts: list[list[int]]) -> NDArray[np.int64]:
     """Count the children inside the image of cells of any levels."""
     finer = np.array(counts)[level - 1]
-    return np.prod(np.minimum(2, finer - 2 * index), axis=1)
+    return np.asarray(np.minimum(2, finer - 2 * index).prod(axis=1), np.int64)
 
 
 def _mark(level: NDArray[np.int64], index: NDArray[np.int64], counts: list[list[int]]) -> list[NDArray[np.bool_]]:
@@ -123,7 +123,7 @@ def _mark(level: NDArray[np.int64], index: NDArray[np.int64], counts: list[list[
 def _balance(splits: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
     """Split cells until the parents of the face neighbours of every split cell are split too."""
     splits = [grid.copy() for grid in splits]
-    for finer, coarser in zip(splits[1:], splits[2:], strict=False):
+    for finer, coarser in pairwise(splits[1:]):
         touched = finer.copy()
         for axis in range(finer.ndim):
             wide, across = touched.swapaxes(0, axis), finer.swapaxes(0, axis)

@@ -117,7 +117,7 @@ class Tree:
         >>> Tree.uniform((16, 32), 16).centres().tolist()
         [[8.0, 8.0], [8.0, 24.0]]
         """
-        return (self.index + 0.5) * self.sizes()[:, None]
+        return np.asarray((self.index + 0.5) * self.sizes()[:, None], np.float64)
 
     def inside(self) -> NDArray[np.float64]:
         """Give the share of every leaf that lies inside the image, ``(N,)`` in (0, 1].
@@ -126,7 +126,8 @@ class Tree:
         [1.0, 0.25]
         """
         sizes = self.sizes()[:, None]
-        return np.prod(np.minimum(sizes, self.shape - self.index * sizes) / sizes, axis=1)
+        shares = np.minimum(sizes, self.shape - self.index * sizes) / sizes
+        return np.asarray(shares.prod(axis=1), np.float64)
 
     def weights(self) -> NDArray[np.float32]:
         """Count the image's pixels under every patch pixel, ``(N, p, p)`` (``(N, p, p, p)`` in 3-D).
@@ -168,7 +169,7 @@ class Tree:
         """
         limit = -(-np.array(self.shape) // self.patch_size)
         limit = -(-limit >> self.max_level) << self.max_level
-        known = ((cells >= 0) & (cells < limit)).all(axis=1)
+        known = np.all((cells >= 0) & (cells < limit), axis=1)
         codes = morton(np.where(known[:, None], cells, 0))
         found = np.searchsorted(self._starts, codes, side="right") - 1
         span = np.left_shift(np.uint64(1), (self.level * np.uint64(self.ndim)).astype(np.uint64))
