@@ -158,7 +158,7 @@ every_loss = pytest.mark.parametrize("loss", [cross_entropy, dice_loss, focal_lo
 def test_nothing_counted_is_no_loss(loss: Loss) -> None:
     logits = torch.randn(2, 3, 4, 4, 3, requires_grad=True)
     value = loss(logits, torch.zeros_like(logits))
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert value == 0
     assert logits.grad is not None
     assert (logits.grad == 0).all()
@@ -178,7 +178,7 @@ def test_half_precision_is_computed_in_single(loss: Loss, dtype: torch.dtype) ->
     half = scene.logits.detach().to(dtype).requires_grad_()
     value = loss(half, scene.counts)
     assert torch.equal(value, loss(half.float(), scene.counts))
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert half.grad is not None
     assert half.grad.dtype == dtype
 
@@ -187,7 +187,6 @@ def test_half_precision_is_computed_in_single(loss: Loss, dtype: torch.dtype) ->
 def test_autocast_changes_nothing(loss: Loss) -> None:
     scene = make_scene((64, 64))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(loss(scene.logits, scene.counts), loss(scene.logits.clone(), scene.counts))
         inside = loss(scene.logits, scene.counts)
     assert torch.equal(inside, loss(scene.logits, scene.counts))
 
@@ -198,7 +197,7 @@ def test_saturated_logits_keep_finite_gradients(loss: Loss) -> None:
     logits = torch.tensor([1e4, 0.0, -1e4]).expand(counts.shape).clone().requires_grad_()
     kwargs = {"gamma": 0.5} if loss is focal_loss else {}
     value = loss(logits, counts, **kwargs)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert logits.grad is not None
     assert value.isfinite()
     assert logits.grad.isfinite().all()
@@ -209,3 +208,5 @@ def test_saturated_logits_keep_finite_gradients(loss: Loss) -> None:
 def test_other_shapes_are_refused(loss: Loss, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"logits are \(2, 3, 4, 4, 3\), counts"):
         loss(torch.zeros(2, 3, 4, 4, 3), torch.zeros(shape))
+    with pytest.raises(InputError, match="give both as"):
+        loss(torch.zeros(4, 3), torch.zeros(4, 3))

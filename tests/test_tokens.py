@@ -131,7 +131,7 @@ def test_to_moves_every_tensor() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only memory that a GPU reads is page-locked")
 def test_pin_memory() -> None:
-    loader: DataLoader[Any] = DataLoader([make_patches()], collate_fn=collate, pin_memory=True)  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader([make_patches()], collate_fn=collate, pin_memory=True)
     assert next(iter(loader)).pixels.is_pinned()
 
 
@@ -220,7 +220,7 @@ def test_unmosaic_takes_maps_of_another_resolution(count: int) -> None:
 def test_gradients_flow_back_to_the_images_tiles() -> None:
     tokens = make_tokens(3)
     images = torch.zeros(1, 2, 8, 8, requires_grad=True)
-    unmosaic(images, tokens).sum().backward()  # type: ignore[no-untyped-call]
+    unmosaic(images, tokens).sum().backward()
     assert images.grad is not None
     assert images.grad[0, 0].tolist() == np.kron([[1, 1], [1, 0]], np.ones((4, 4))).tolist()
 

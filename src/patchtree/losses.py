@@ -132,7 +132,7 @@ def _classes_second(logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     # A softmax over a short last axis is 10 to 20 times slower on a CPU than over an axis in front of the pixels.
-    return logits.movedim(-1, 1), counts.movedim(-1, 1)
+    return logits.movedim(-1, 1).contiguous(), counts.movedim(-1, 1).contiguous()
 
 
 def _mean(values: Tensor, counts: Tensor, class_weight: Tensor | None = None) -> Tensor:
