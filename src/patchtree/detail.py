@@ -21,7 +21,7 @@ DetailPyramid: TypeAlias = list[NDArray[np.float64]]
 
 _STRIP_ROWS = 64
 # Enough for a percentile or a median, and quick.
-_SAMPLES = 1 << 20
+_SAMPLES = 1 << 18
 # What remains of a difference of equal sums in float64.
 _ROUNDING = 1e-11
 
@@ -375,19 +375,28 @@ def _energy(values: NDArray[Any], side: int, shape: tuple[int, ...], level: int)
     # Sums of 8-bit squares are whole numbers that float32 holds up to 258 rows.
     work: type[np.floating[Any]] = np.float32 if values.dtype == np.uint8 and side <= 256 else np.float64
     weights = [_inside(length, 1 << level) for length in shape]
+    channels = values.shape[-1]
+    rows = values.reshape(len(values), -1)
+    buffer = np.empty((min(side, len(rows)), rows.shape[1]), work)
+    weights[-1] = np.repeat(weights[-1], channels)
     strips = []
-    for top in range(0, len(values), side):
-        strip = values[top : top + side].astype(work).reshape(min(side, len(values) - top), -1)
+    for top in range(0, len(rows), side):
+        strip = buffer[: len(rows) - top]
+        strip[:] = rows[top : top + side]
         along = weights[0][top : top + side]
         if along[-1] == along[0]:
-            strips.append(np.einsum("ij,ij->j", strip, strip).astype(np.float64) * along[0])
+            sums = np.einsum("ij,ij->j", strip, strip).astype(np.float64) * along[0]
         else:
-            strips.append(along @ np.square(strip, dtype=np.float64))
-    sums: NDArray[np.float64] = np.stack(strips).reshape(len(strips), *values.shape[1:]).sum(-1)
-    for axis in range(1, len(shape)):
-        sums *= weights[axis].reshape((-1,) + (1,) * (len(shape) - 1 - axis))
-        sums = np.add.reduceat(sums, np.arange(0, sums.shape[axis], side), axis=axis)
-    return sums
+            sums = along @ np.square(strip, dtype=np.float64)
+        # The last axis and the channels are summed as one.
+        sums = sums.reshape(*values.shape[1:-2], -1)
+        for axis in range(1, len(shape)):
+            width = side * channels if axis == len(shape) - 1 else side
+            place = axis - 1
+            sums = sums * weights[axis].reshape((-1,) + (1,) * (sums.ndim - 1 - place))
+            sums = np.add.reduceat(sums, np.arange(0, sums.shape[place], width), axis=place)
+        strips.append(sums)
+    return np.stack(strips)
 
 
 def _inside(length: int, step: int) -> NDArray[np.float64]:

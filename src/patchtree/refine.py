@@ -83,15 +83,15 @@ def _rank(
     details: Sequence[NDArray[np.float64]], counts: list[list[int]], extra: int | None, floor: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sort the cells that may be split, as far as the budget can reach: their levels and indices."""
-    values = np.concatenate([np.ravel(grid) for grid in reversed(details)]) if details else np.zeros(0)
     least = np.nextafter(floor, np.inf)
     if extra is not None and details:
         full = 2 ** len(counts[0])
         # Every split adds full - 1 leaves but for those of cells at the far border, which may add fewer.
         short = sum(prod(cells) - prod(n // 2 for n in finer) for finer, cells in pairwise(counts))
         reach = extra // (full - 1) + short + 1
+        values = np.concatenate([grid[grid >= least] for grid in details])
         if reach < len(values):
-            least = max(least, np.partition(values, len(values) - reach)[len(values) - reach])
+            least = np.partition(values, len(values) - reach)[len(values) - reach]
     levels, indices, chosen = [], [], []
     for level in range(len(details), 0, -1):
         grid = details[level - 1]
