@@ -1,1 +1,1 @@
-"""Reading and writing files: images and masks, each by what it is."""
+"""Reading and writing: images and masks, each by what the file is; every file written whole or not at all."""

@@ -1,0 +1,55 @@
+"""Writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from patchtree.errors import InputError
+
+# A full disk, a quota used up, a file system (or a limit) that takes no larger file.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to, which becomes `path` if the block succeeds and goes if it fails.
+
+    A reader sees the old file or the whole new one, also when the writer is killed. The temporary name is hidden and
+    keeps the suffix, so that writers that choose the format by it work. Nothing is flushed to the disk by force.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with replacing(folder / "answer.txt") as temporary:
+    ...     _ = temporary.write_text("42")
+    >>> [file.name for file in folder.iterdir()]
+    ['answer.txt']
+
+    Raises:
+        InputError: the folder does not exist or may not be written to, `path` is a folder, or the disk is full.
+    """
+    path = Path(path)
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: cannot be written, there is no folder {folder}; create it first")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{path}: cannot be written, the folder {folder} is read-only; choose another")
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written, it is a folder; choose another name")
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise InputError(
+                f"{path}: cannot be written, {os.strerror(error.errno).lower()}; "
+                "free some space or choose another folder, then run again"
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

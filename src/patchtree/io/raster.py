@@ -1,0 +1,105 @@
+"""What every image format has in common: samples and their meaning, room in memory, and errors told in one line."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchtree.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Raster:
+    """The samples of a file as stored, with what the file says of them.
+
+    Class ids are the samples; colours are the samples seen through `palette` and `alpha`.
+    """
+
+    samples: NDArray[Any]  # (H, W) or (H, W, C), upright only after `orientation`
+    palette: NDArray[Any] | None = None  # (K,) greys, (K, 3) RGB or (K, 4) RGBA that the samples point to
+    alpha: bool = False  # the last channel is opacity
+    premultiplied: bool = False  # the colours are already multiplied by it
+    orientation: int = 1  # as in EXIF
+    lossy: bool = False  # JPEG: neighbouring samples have bled into each other
+
+
+@contextmanager
+def decoding(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a decoder throws into an InputError, and keep its warnings in."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"{path}: too large for the memory that is free; crop it, or free some memory") from error
+    except Exception as error:  # decoders throw anything, from struct.error to SyntaxError, at a damaged file
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: damaged or cut short {kind} ({cause}); copy or export the file again") from error
+
+
+def check_pages(path: Path, kind: str, pages: int) -> None:
+    """Refuse a file of several images."""
+    if pages != 1:
+        raise InputError(f"{path}: {kind} of {pages} pages, expected one image; save the page you want as its own file")
+
+
+def check_room(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
+    """Refuse an image of `shape` (H, W, ...) that has no pixels, or more than memory can hold."""
+    if 0 in shape:
+        raise InputError(f"{path}: has no pixels ({shape[0]} x {shape[1]}); export it again")
+    needed, free = math.prod(shape) * itemsize, free_memory()
+    if needed > free:
+        raise InputError(
+            f"{path}: its header claims {shape[0]:,} x {shape[1]:,} pixels, {needed / 2**30:,.1f} GiB once decoded, "
+            f"but {free / 2**30:,.1f} GiB of memory are free; crop it, or copy it again if that cannot be"
+        )
+
+
+def free_memory() -> int:
+    """Bytes that can be allocated without swapping; without a limit where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
+
+
+def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn and mirror (H, W, ...) as EXIF's `orientation` (1 to 8) asks."""
+    match orientation:
+        case 2:
+            array = array[:, ::-1]
+        case 3:
+            array = array[::-1, ::-1]
+        case 4:
+            array = array[::-1]
+        case 5:
+            array = array.swapaxes(0, 1)
+        case 6:
+            array = np.rot90(array, -1)
+        case 7:
+            array = array[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            array = np.rot90(array)
+    return np.ascontiguousarray(array)
+
+
+def upright_shape(shape: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(H, W) once `orientation` is applied."""
+    return (shape[1], shape[0]) if orientation in (5, 6, 7, 8) else shape
