@@ -11,6 +11,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "patchtree"
 ORDER = (
     "errors",
+    "pyramid",
     "tree",
     "detail",
     "refine",
@@ -22,6 +23,9 @@ ORDER = (
     "losses",
     "metrics",
     "models",
+    "augment",
+    "datasets",
+    "cache",
     "data",
     "training",
     "inference",

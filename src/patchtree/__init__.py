@@ -1,11 +1,20 @@
 """Adaptive patches: let any attention-based model segment images far larger than it could otherwise read."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from patchtree.detail import Edges, Residual, Variance
 from patchtree.errors import InputError
 from patchtree.patcher import Patcher, Patches
 from patchtree.patches import count_labels, cut, paint
 from patchtree.refine import refine
+from patchtree.show import show
 from patchtree.tree import Tree
+
+if TYPE_CHECKING:
+    from patchtree.io.images import read_image, read_mask
+    from patchtree.models.segmenter import Segmenter
+    from patchtree.tokens import Tokens, collate, mosaic, unmosaic
 
 __all__ = [
     "Edges",
@@ -13,10 +22,35 @@ __all__ = [
     "Patcher",
     "Patches",
     "Residual",
+    "Segmenter",
+    "Tokens",
     "Tree",
     "Variance",
+    "collate",
     "count_labels",
     "cut",
+    "mosaic",
     "paint",
+    "read_image",
+    "read_mask",
     "refine",
+    "show",
+    "unmosaic",
 ]
+
+# Names whose modules import torch or OpenCV: found when they are first asked for, so that the import stays light.
+_LAZY = {
+    "Segmenter": "patchtree.models.segmenter",
+    "Tokens": "patchtree.tokens",
+    "collate": "patchtree.tokens",
+    "mosaic": "patchtree.tokens",
+    "read_image": "patchtree.io.images",
+    "read_mask": "patchtree.io.images",
+    "unmosaic": "patchtree.tokens",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'patchtree' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

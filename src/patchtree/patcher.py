@@ -34,6 +34,10 @@ class Patches:
     origin: tuple[int, ...] | None = None
     extent: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if len(self.pixels) != len(self.tree):
+            raise InputError(f"{len(self.pixels)} patches do not fit a tree of {len(self.tree)} leaves")
+
     def __len__(self) -> int:
         return len(self.tree)
 
