@@ -1,0 +1,429 @@
+"""Samples and batches for torch: windows to train on, whole images to validate on, and Lightning's data module."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from patchtree.augment import Window, place, take, vary_colours, vary_detail, vary_window
+from patchtree.cache import Cached, cache_data, statistics
+from patchtree.datasets import DataSet, Pair
+from patchtree.errors import InputError
+from patchtree.models.ghosts import ghost_batch
+from patchtree.patcher import Patcher, Patches
+from patchtree.patches import count_labels
+from patchtree.tokens import Tokens, collate, pad
+
+_UNMET = ".*found too little detail"
+_LOOKED_AT = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The patches of an image, or of a window of it, and their labels.
+
+    Attributes:
+        patches: N patches.
+        counts: ``(N, p, p, K)`` float32, pixels of each class under each patch pixel (see `patchtree.count_labels`).
+        name: the image's name.
+    """
+
+    patches: Patches
+    counts: NDArray[np.float32]
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a training step takes.
+
+    Attributes:
+        tokens: B images of N tokens.
+        counts: ``(B, N, p, p, K)`` float32; 0 on padding.
+        ghosts: what `Segmenter` takes as ``ghosts``, by grid; None if no grids were asked for.
+        names: the B images' names.
+    """
+
+    tokens: Tokens
+    counts: Tensor
+    ghosts: dict[int, Tensor] | None
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Move the tensors to a device."""
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, tokens=self.tokens.to(device, non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Put the tensors in page-locked memory; ``DataLoader(pin_memory=True)`` calls this."""
+        return replace(self._each(Tensor.pin_memory), tokens=self.tokens.pin_memory())
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        ghosts = None if self.ghosts is None else {grid: move(index) for grid, index in self.ghosts.items()}
+        return replace(self, counts=move(self.counts), ghosts=ghosts)
+
+
+def collate_samples(
+    samples: Sequence[Sample],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    grids: Iterable[int] = (),
+) -> Batch:
+    """Make a padded, normalised batch, with the ghost cells for a model's grids.
+
+    >>> from patchtree.tree import Tree
+    >>> tree = Tree.uniform((32, 32), patch_size=16)
+    >>> patches = Patches(np.zeros((4, 16, 16, 3), np.uint8), tree)
+    >>> batch = collate_samples([Sample(patches, np.ones((4, 16, 16, 2), np.float32), "a")], grids=[4])
+    >>> batch.counts.shape, batch.ghosts[4].shape
+    (torch.Size([1, 4, 16, 16, 2]), torch.Size([4, 36]))
+
+    Args:
+        samples: B samples of one patch size and number of channels.
+        mean: as in `patchtree.collate`.
+        std: as in `patchtree.collate`.
+        grids: cells along the side of a leaf, ``Segmenter.grids``.
+    """
+    tokens = collate([sample.patches for sample in samples], mean, std)
+    grids = tuple(grids)
+    ghosts = ghost_batch(tokens.trees, tokens.valid.shape[1], grids) if grids else None
+    return Batch(tokens, pad([sample.counts for sample in samples]), ghosts, tuple(sample.name for sample in samples))
+
+
+def choose_density(shapes: Sequence[tuple[int, int]]) -> float:
+    """Give the tokens a pixel that suit images of these sizes.
+
+    Large images have much that is empty or coarse: a token for 4096 pixels, 256 for a window of 1024 x 1024. Small ones
+    (median longer side of at most 1024) are all foreground: a token for 2400 pixels.
+
+    >>> round(1 / choose_density([(4288, 2848)])), round(1 / choose_density([(640, 640)]))
+    (4096, 2400)
+    """
+    return 1 / 2400 if np.median([max(shape) for shape in shapes]) <= 1024 else 1 / 4096
+
+
+def with_budget(
+    patcher: Patcher, shape: tuple[int, ...], density: float, least: int = 16, most: int | None = None
+) -> Patcher:
+    """Give a patcher the budget that suits an image of this shape: `density` tokens a pixel.
+
+    >>> with_budget(Patcher(), (1024, 1024), density=1 / 4096).budget
+    256
+
+    Args:
+        patcher: its own budget is replaced.
+        shape: ``(H, W)`` in pixels.
+        density: tokens a pixel.
+        least: smallest budget. The number of roots is a smallest budget too.
+        most: largest budget.
+    """
+    budget = max(least, round(density * prod(shape)))
+    if most is not None:
+        budget = min(budget, most)
+    if patcher.max_level is not None:
+        root = patcher.patch_size << patcher.max_level
+        budget = max(budget, prod(-(-length // root) for length in shape))
+    return replace(patcher, budget=budget)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows(Dataset[Sample]):
+    """Random windows of images, augmented, to train on.
+
+    Sample ``i`` of epoch ``e`` is ``windows[e * length + i]``, and depends on the seed, ``e`` and ``i`` alone: not on
+    workers, nor on what was drawn before. Positions are those in the whole image, flipped and turned as the window is.
+
+    Attributes:
+        images: what to draw from, each with the same chance.
+        classes: number of classes, ``K``.
+        patcher: its budget is replaced by one in proportion to the window's area.
+        ignore: id of pixels without a label.
+        window: side of the windows in pixels; smaller images are shown whole.
+        density: tokens a pixel, see `with_budget`.
+        foreground: share of samples that hold a pixel of a rare class (any but the most frequent) in their middle half.
+            The class is drawn first, then an image that has it.
+        augment: flip, turn, rotate, scale, change colours and the thresholds of edges.
+        seed: of everything random.
+        length: samples an epoch.
+    """
+
+    images: tuple[Cached, ...]
+    classes: int
+    patcher: Patcher
+    ignore: int | None = None
+    window: int = 1024
+    density: float = 1 / 4096
+    foreground: float = 0.5
+    augment: bool = True
+    seed: int = 0
+    length: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise InputError("there are no images to draw windows from; give at least one")
+        if self.window < 1 or self.length < 1 or self.density <= 0 or not 0 <= self.foreground <= 1:
+            raise InputError(
+                f"windows of {self.window} px, {self.length} an epoch, with density {self.density} and a foreground "
+                f"share of {self.foreground} are not possible; give at least 1, 1, more than 0, and 0 to 1"
+            )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        """Draw a sample; `index` may exceed the length, see above."""
+        rng = np.random.default_rng((self.seed, *divmod(index, self.length)))
+        source, window = self._draw(rng)
+        if self.augment:
+            window = vary_window(window, rng)
+        image = take(source.image(), window)
+        mask = take(source.mask(), window, ids=True)
+        patcher = with_budget(self.patcher, mask.shape, self.density)
+        if self.augment:
+            image = vary_colours(image, rng)
+            patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
+        origin, extent = place(window, source.shape)
+        return _sample(patcher, image, mask, source.name, self.classes, self.ignore, origin, extent)
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Cached, Window]:
+        """Choose an image and a window that lies inside it."""
+        pixels = np.array([image.pixels for image in self.images])
+        totals = pixels.sum(axis=0)
+        rare = np.flatnonzero((totals > 0) & (np.arange(len(totals)) != totals.argmax()))
+        label = int(rng.choice(rare)) if rng.random() < self.foreground and len(rare) else None
+        having = np.arange(len(self.images)) if label is None else np.flatnonzero(pixels[:, label])
+        source = self.images[int(rng.choice(having))]
+        room = np.array(source.shape)
+        shape = np.minimum(self.window, room)
+        if label is None:
+            corner = rng.integers(room - shape + 1)
+        else:
+            target = rng.choice(source.places(label))
+            corner = np.clip(target - rng.integers(shape // 4, shape - shape // 4), 0, room - shape)
+        return source, Window((int(corner[0]), int(corner[1])), (int(shape[0]), int(shape[1])))
+
+
+@dataclass(frozen=True, eq=False)
+class Whole(Dataset[Sample]):
+    """Whole images at their full budget, as they are, to validate on.
+
+    Attributes:
+        images: one sample each.
+        classes: number of classes, ``K``.
+        patcher: its budget is replaced by one in proportion to the image's area.
+        ignore: id of pixels without a label.
+        density: tokens a pixel, see `with_budget`.
+        least: smallest budget.
+        most: largest budget.
+    """
+
+    images: tuple[Cached, ...]
+    classes: int
+    patcher: Patcher
+    ignore: int | None = None
+    density: float = 1 / 4096
+    least: int = 64
+    most: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Cut an image."""
+        source = self.images[index]
+        patcher = with_budget(self.patcher, source.shape, self.density, self.least, self.most)
+        return _sample(patcher, source.image(), source.mask(), source.name, self.classes, self.ignore)
+
+
+def _sample(
+    patcher: Patcher,
+    image: NDArray[Any],
+    mask: NDArray[Any],
+    name: str,
+    classes: int,
+    ignore: int | None,
+    origin: tuple[int, ...] | None = None,
+    extent: tuple[int, ...] | None = None,
+) -> Sample:
+    with warnings.catch_warnings():
+        # `warn_unmet` says it once for all samples.
+        warnings.filterwarnings("ignore", _UNMET)
+        patches = patcher(image, origin, extent)
+    return Sample(patches, count_labels(mask, patches.tree, classes, ignore), name)
+
+
+class WindowSampler(DistributedSampler[int]):
+    """Deal an epoch's samples out to the processes of a training.
+
+    With ``R`` processes, process ``r`` gets samples ``r``, ``r + R``, ...: the batches of one step hold together the
+    samples that one process with a batch ``R`` times as large would get. Lightning calls `set_epoch`.
+    """
+
+    def __init__(self, windows: Windows, replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(windows, num_replicas=replicas, rank=rank, shuffle=False, drop_last=True)
+        self.length = windows.length
+
+    def __iter__(self) -> Iterator[int]:
+        """Give the indices of this epoch's samples."""
+        first = self.epoch * self.length
+        return iter(range(first + self.rank, first + self.num_samples * self.num_replicas, self.num_replicas))
+
+
+class DataModule(lightning.LightningDataModule):
+    """A training's data: windows of one part of a data set, whole images of the other.
+
+    `prepare_data` fills the cache; `setup` opens it and measures the normalisation. Until `setup` was called, `mean`,
+    `std` and `channels` are not there.
+
+    Args:
+        train: what to train on.
+        val: what to validate on; the same labels.
+        patcher: how images become patches; its budget is replaced, see `density`.
+        cache: folder for decoded images and masks, see `cache_data`. Removing it is the caller's part.
+        window: side of the windows in pixels.
+        density: tokens a pixel; None chooses by the images' sizes, see `choose_density`.
+        most: largest budget of a whole image.
+        foreground: share of windows centred on a rare class.
+        augment: augment the windows.
+        samples: windows an epoch, over all processes.
+        batch_size: windows a batch, for each process.
+        workers: processes that make samples; 0 makes them in this one.
+        seed: of everything random.
+        grids: of the model, ``Segmenter.grids``; the workers then find the ghost cells.
+        mean: normalisation, measured from the training images if None.
+        std: as `mean`.
+        progress: shows how far the cache is, such as ``rich.progress.track``.
+    """
+
+    def __init__(
+        self,
+        train: DataSet,
+        val: DataSet,
+        patcher: Patcher,
+        cache: str | os.PathLike[str],
+        *,
+        window: int = 1024,
+        density: float | None = None,
+        most: int | None = None,
+        foreground: float = 0.5,
+        augment: bool = True,
+        samples: int = 256,
+        batch_size: int = 8,
+        workers: int = 1,
+        seed: int = 0,
+        grids: Sequence[int] = (),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        progress: Callable[[Sequence[Pair]], Iterable[Pair]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.train, self.val = train, val
+        self.patcher, self.cache = patcher, Path(cache)
+        self.window, self.density, self.most = window, density, most
+        self.foreground, self.augment = foreground, augment
+        self.samples, self.batch_size, self.workers, self.seed = samples, batch_size, workers, seed
+        self.grids = tuple(grids)
+        self.mean, self.std = mean, std
+        self.progress = progress
+        self.channels = 0
+        self.windows: Windows | None = None
+        self.whole: Whole | None = None
+
+    def prepare_data(self) -> None:
+        """Decode the images and masks into the cache; Lightning calls this once a machine."""
+        for part in (self.train, self.val):
+            cache_data(part, self.cache, self.progress)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache, choose the density and measure the normalisation."""
+        if self.windows is not None:
+            return
+        images, held_out = cache_data(self.train, self.cache), cache_data(self.val, self.cache)
+        self.channels = images[0].channels
+        if held_out and held_out[0].channels != self.channels:
+            raise InputError(
+                f"{self.val.pairs[0].image}: has {held_out[0].channels} channels, the images to train on have "
+                f"{self.channels}; give all images the same channels"
+            )
+        if self.density is None:
+            self.density = choose_density([image.shape for image in images])
+        if self.mean is None or self.std is None:
+            self.mean, self.std = statistics(images)
+        classes, ignore = len(self.train.labels), self.train.ignore
+        self.windows = Windows(
+            images,
+            classes,
+            self.patcher,
+            ignore,
+            self.window,
+            self.density,
+            self.foreground,
+            self.augment,
+            self.seed,
+            self.samples,
+        )
+        self.whole = Whole(held_out, classes, self.patcher, ignore, self.density, most=self.most)
+        if self.trainer is None or self.trainer.is_global_zero:
+            warn_unmet(replace(self.whole, images=images))
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Give batches of windows."""
+        assert self.windows is not None
+        world = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        return self._loader(self.windows, self.batch_size, sampler=WindowSampler(self.windows, *world), drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Give whole images, one a batch."""
+        assert self.whole is not None
+        return self._loader(self.whole, 1)
+
+    def _loader(self, samples: Dataset[Sample], batch_size: int, **options: Any) -> DataLoader[Sample]:
+        return DataLoader(
+            samples,
+            batch_size=batch_size,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            collate_fn=partial(collate_samples, mean=self.mean, std=self.std, grids=self.grids),
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+            **options,
+        )
+
+
+def warn_unmet(whole: Whole) -> None:
+    """Warn once if the trees of the first few images stay below their budget for want of detail.
+
+    >>> warn_unmet(Whole((), classes=2, patcher=Patcher()))
+    """
+    short, looked_at = [], whole.images[:_LOOKED_AT]
+    for source in looked_at:
+        patcher = with_budget(whole.patcher, source.shape, whole.density, whole.least, whole.most)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            patcher.plan(source.image())
+        short += [str(warning.message) for warning in caught]
+    if short:
+        warnings.warn(f"in {len(short)} of {len(looked_at)} images looked at: {short[0]}", stacklevel=2)
+
+
+def _one_thread(worker: int) -> None:
+    """Keep OpenCV to one thread in a worker: there are as many workers as cores are to be used."""
+    import cv2
+
+    cv2.setNumThreads(1)

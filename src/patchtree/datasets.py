@@ -1,0 +1,385 @@
+"""Data sets: folders of images and masks, found, checked and split. No pixels are kept and no torch is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchtree.errors import InputError
+from patchtree.io.images import IMAGE_SUFFIXES, image_size, read_image, read_mask
+
+_LAYOUTS = (("images", "masks"), ("imagesTr", "labelsTr"))
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+# More ids than this without names are no classes but numbered objects, or grey levels.
+_MOST_UNNAMED = 32
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask.
+
+    Attributes:
+        name: what the two files have in common.
+        image: the image, or its first channel.
+        mask: class ids.
+        channels: files of further channels, in order (nnU-Net's ``_0001`` and up).
+        white: the mask file holds 0 and 255, which stand for the ids 0 and 1.
+    """
+
+    name: str
+    image: Path
+    mask: Path
+    channels: tuple[Path, ...] = ()
+    white: bool = False
+
+    def read_image(self) -> NDArray[Any]:
+        """Read the image, ``(H, W)`` or ``(H, W, C)``.
+
+        Raises:
+            InputError: a file cannot be read, or the channels' files differ in size or type.
+        """
+        first = read_image(self.image)
+        if not self.channels:
+            return first
+        planes = [np.atleast_3d(first)]
+        for path in self.channels:
+            planes.append(np.atleast_3d(read_image(path)))
+            if planes[-1].shape[:2] != first.shape[:2] or planes[-1].dtype != first.dtype:
+                raise InputError(
+                    f"{path}: {_describe(planes[-1])}, but {self.image.name} is {_describe(first)}; "
+                    "give all channels of an image one size and type"
+                )
+        return np.concatenate(planes, axis=2)
+
+    def read_mask(self) -> NDArray[Any]:
+        """Read the mask, ``(H, W)`` class ids.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        ids = read_mask(self.mask)
+        return np.minimum(ids, 1).astype(np.uint8) if self.white else ids
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Images with masks, and what the ids in the masks mean.
+
+    Attributes:
+        root: the folder.
+        pairs: sorted by name.
+        labels: name to id, in the order of ids: 0, 1, ... without gaps.
+        ignore: id of pixels without a label, or None.
+    """
+
+    root: Path
+    pairs: tuple[Pair, ...]
+    labels: dict[str, int]
+    ignore: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+def find_data(root: str | os.PathLike[str]) -> DataSet:
+    """Find the images of a folder, their masks and the classes.
+
+    Two layouts are known: ``images/`` and ``masks/`` with the same stems, and nnU-Net's ``imagesTr/CASE_0000.png`` (one
+    file a channel) with ``labelsTr/CASE.png``. ``dataset.json`` names the classes: ``{"labels": {"background": 0,
+    "tumour": 1, "ignore": 255}}``, ids 0, 1, ... without gaps, ``ignore`` being no class. Without it the ids in the
+    masks are the classes.
+
+    Masks of 0 and 255 alone, where 255 has no name, are read as 0 and 1, and a warning says so.
+
+    >>> import tempfile
+    >>> from patchtree.io.images import write_image, write_mask
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for folder, write in (("images", write_image), ("masks", write_mask)):
+    ...     (root / folder).mkdir()
+    ...     write(root / folder / "a.png", np.eye(8, dtype=np.uint8))
+    >>> find_data(root).labels
+    {'background': 0, 'class 1': 1}
+
+    Raises:
+        InputError: there is no such folder or layout, an image has no mask or a mask no image, ``dataset.json`` is
+            damaged, or the ids in the masks make no list of classes.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give one with images/ and masks/ in it")
+    pairs = _find_pairs(root)
+    named = _read_labels(root / "dataset.json")
+    if named is None:
+        return _with_labels_found(root, pairs)
+    labels, ignore = named
+    dataset = DataSet(root, pairs, labels, ignore)
+    if len(labels) == 2 and ignore != 255 and all(set(_ids(pair.mask)) <= {0, 255} for pair in pairs):
+        return _whitened(dataset)
+    return dataset
+
+
+def check_data(dataset: DataSet) -> None:
+    """Look for what would spoil a training: sizes that differ, unknown ids, nothing but background.
+
+    Headers of images and whole masks are read; pixels of images are not. A class that never occurs is a warning.
+
+    Raises:
+        InputError: names the first file that is at fault, and how many more are.
+    """
+    classes = len(dataset.labels)
+    problems, pixels = [], np.zeros(classes, np.int64)
+    for pair in dataset.pairs:
+        try:
+            problems += _check_pair(pair, dataset, pixels)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
+        raise InputError(problems[0] + more)
+    if not pixels.any():
+        raise InputError(f"{dataset.root}: every pixel of every mask is ignored; there is nothing to learn from")
+    if np.count_nonzero(pixels) == 1:
+        name = list(dataset.labels)[int(pixels.argmax())]
+        raise InputError(
+            f"{dataset.root}: every pixel of every mask is {name!r}; there is nothing to learn from, check the masks"
+        )
+    absent = [name for name, count in zip(dataset.labels, pixels, strict=True) if not count]
+    if absent:
+        warnings.warn(f"{dataset.root}: no mask has a pixel of {', '.join(map(repr, absent))}", stacklevel=2)
+
+
+def split_data(dataset: DataSet, share: float = 0.2, seed: int = 0) -> tuple[DataSet, DataSet]:
+    """Split into a part to train on and one to validate on.
+
+    ``splits.json`` in the data set's folder, ``{"train": [names], "val": [names]}``, decides where there is one.
+    Otherwise names are sorted by a hash of the seed and the name, and the first `share` of them, at least one, are for
+    validation: the order of the files has no part in it, and the split is the same on every machine.
+
+    >>> pairs = tuple(Pair(name, Path(name), Path(name)) for name in "abcdefghij")
+    >>> train, val = split_data(DataSet(Path("."), pairs, {"background": 0, "tumour": 1}))
+    >>> len(train), [pair.name for pair in val.pairs]
+    (8, ['f', 'g'])
+
+    Raises:
+        InputError: there is one image only, the share leaves nothing to train on, or ``splits.json`` is damaged or
+            names an image that is not there.
+    """
+    path = dataset.root / "splits.json"
+    if path.is_file():
+        train, val = _read_splits(path, {pair.name for pair in dataset.pairs})
+    else:
+        names = sorted((pair.name for pair in dataset.pairs), key=lambda name: _rank(seed, name))
+        if len(names) < 2:
+            raise InputError(
+                f"{dataset.root}: one image cannot be split to train and validate on; add another, or write "
+                "splits.json with its name in both parts"
+            )
+        count = max(1, round(share * len(names)))
+        if not 0 < share < 1 or count >= len(names):
+            raise InputError(f"a share of {share} of {len(names)} images leaves nothing to train on; give 0 to 1")
+        train, val = names[count:], names[:count]
+    return choose(dataset, train), choose(dataset, val)
+
+
+def choose(dataset: DataSet, names: Iterable[str]) -> DataSet:
+    """Take the part of a data set that has these names.
+
+    Raises:
+        InputError: there is no image of a name.
+    """
+    wanted = set(names)
+    missing = sorted(wanted - {pair.name for pair in dataset.pairs})
+    if missing:
+        raise InputError(f"{dataset.root}: has no image {missing[0]!r}{_more(missing)}; check the data set's folder")
+    return replace(dataset, pairs=tuple(pair for pair in dataset.pairs if pair.name in wanted))
+
+
+def _find_pairs(root: Path) -> tuple[Pair, ...]:
+    layouts = [layout for layout in _LAYOUTS if (root / layout[0]).is_dir()]
+    if not layouts:
+        raise InputError(f"{root}: has neither images/ nor imagesTr/; put images in images/, masks in masks/")
+    images, masks = (root / name for name in layouts[0])
+    if not masks.is_dir():
+        raise InputError(f"{root}: has {images.name}/ but no {masks.name}/; put one mask an image there")
+    mask_files = _by_stem(masks)
+    found: dict[str, tuple[Path, ...]] = {}
+    if images.name == "images":
+        found = {stem: (path,) for stem, path in _by_stem(images).items()}
+    else:
+        for stem, path in _by_stem(images).items():
+            match = _CHANNEL.fullmatch(stem)
+            if match is None:
+                raise InputError(f"{path}: the name does not end in a channel such as _0000; rename it")
+            case = match["case"]
+            if int(match["channel"]) != len(found.get(case, ())):
+                raise InputError(f"{path}: channel _{len(found.get(case, ())):04} of {case} is missing; add it")
+            found[case] = (*found.get(case, ()), path)
+    if not found:
+        raise InputError(f"{images}: has no images ({', '.join(IMAGE_SUFFIXES)}); put some there")
+    alone = sorted(found.keys() - mask_files.keys())
+    if alone:
+        raise InputError(
+            f"{found[alone[0]][0]}: has no mask in {masks.name}/{_more(alone)}; add it or remove the image"
+        )
+    alone = sorted(mask_files.keys() - found.keys())
+    if alone:
+        raise InputError(
+            f"{mask_files[alone[0]]}: has no image in {images.name}/{_more(alone)}; add it or remove the mask"
+        )
+    counts = {name: len(paths) for name, paths in found.items()}
+    most = max(counts.values())
+    fewer = [name for name, count in counts.items() if count < most]
+    if fewer:
+        raise InputError(
+            f"{found[fewer[0]][-1]}: {fewer[0]} has {counts[fewer[0]]} channels, others {most}; add the rest"
+        )
+    return tuple(Pair(name, found[name][0], mask_files[name], found[name][1:]) for name in sorted(found))
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stem in found:
+            raise InputError(f"{path}: has the same stem as {found[path.stem].name}; rename one of the two")
+        found[path.stem] = path
+    return found
+
+
+def _read_labels(path: Path) -> tuple[dict[str, int], int | None] | None:
+    """Read nnU-Net's labels: the classes by id, and the id to ignore; None without the file."""
+    if not path.exists():
+        return None
+    labels = _read_json(path).get("labels")
+    wanted = '{"labels": {"background": 0, "tumour": 1}}'
+    if not isinstance(labels, dict) or not labels:
+        raise InputError(f"{path}: has no labels; write {wanted}")
+    for name, label in labels.items():
+        if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+            raise InputError(
+                f"{path}: label {name!r} has the id {label!r}; write one whole number a name, as in {wanted}"
+            )
+    classes = dict(sorted(labels.items(), key=lambda item: item[1]))
+    ignore = classes.pop("ignore", None)
+    if list(classes.values()) != list(range(len(classes))) or len(classes) < 2 or ignore in classes.values():
+        raise InputError(
+            f"{path}: the classes have the ids {list(classes.values())}; number two or more from 0 without gaps, "
+            "and give 'ignore' an id of its own"
+        )
+    return classes, ignore
+
+
+def _with_labels_found(root: Path, pairs: tuple[Pair, ...]) -> DataSet:
+    ids = sorted(set().union(*(_ids(pair.mask) for pair in pairs)))
+    hint = 'name the classes in dataset.json, {"labels": {"background": 0, ...}}'
+    if ids in ([0, 255], [255]):
+        return _whitened(DataSet(root, pairs, {"background": 0, "class 1": 1}))
+    top = max(ids[-1], 1)
+    if ids[0] < 0 or top > _MOST_UNNAMED or set(range(1, top)) - set(ids):
+        shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+        raise InputError(f"{root}: the masks hold the ids {shown}, which are no classes 0, 1, 2, ...; {hint}")
+    return DataSet(root, pairs, {"background": 0} | {f"class {label}": label for label in range(1, top + 1)})
+
+
+def _whitened(dataset: DataSet) -> DataSet:
+    name = list(dataset.labels)[1]
+    warnings.warn(f"{dataset.root}: the masks hold 0 and 255; 255 is read as class 1, {name!r}", stacklevel=3)
+    return replace(dataset, pairs=tuple(replace(pair, white=True) for pair in dataset.pairs))
+
+
+def _check_pair(pair: Pair, dataset: DataSet, pixels: NDArray[np.int64]) -> list[str]:
+    """List what is wrong with a pair, and add its pixels a class."""
+    size = image_size(pair.image)
+    for path in (*pair.channels, pair.mask):
+        other = image_size(path)
+        if other != size:
+            return [f"{path}: {_size(other)} pixels, but {pair.image.name} has {_size(size)}; make them equal"]
+    problems = []
+    for label, count in _ids(pair.mask).items():
+        label = min(label, 1) if pair.white else label
+        if label == dataset.ignore:
+            continue
+        if 0 <= label < len(pixels):
+            pixels[label] += count
+        else:
+            problems.append(
+                f"{pair.mask}: holds id {label}, which no label has; add it to dataset.json or mend the mask"
+            )
+    return problems[:1]
+
+
+def _ids(path: Path) -> dict[int, int]:
+    """Count the pixels of each id in a mask file; what was counted is remembered while the file stays the same."""
+    try:
+        state = path.stat()
+    except OSError:
+        return _count_ids(path, 0, 0)
+    return _count_ids(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _count_ids(path: Path, size: int, mtime: int) -> dict[int, int]:
+    mask = read_mask(path)
+    if mask.dtype.itemsize <= 2 and mask.dtype.kind == "u":
+        flat = mask.reshape(-1)
+        # bincount turns its input into 64-bit integers.
+        parts = [np.bincount(flat[at : at + _CHUNK], minlength=1) for at in range(0, flat.size, _CHUNK)]
+        counts = np.zeros(max(map(len, parts)), np.int64)
+        for part in parts:
+            counts[: len(part)] += part
+        return {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
+    labels, numbers = np.unique(mask, return_counts=True)
+    return {int(label): int(number) for label, number in zip(labels, numbers, strict=True)}
+
+
+def _read_splits(path: Path, known: set[str]) -> tuple[list[str], list[str]]:
+    parts = _read_json(path)
+    for key in ("train", "val"):
+        names = parts.get(key)
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise InputError(f'{path}: has no names under {key!r}; write {{"train": ["a", "b"], "val": ["c"]}}')
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise InputError(
+                f"{path}: names {unknown[0]!r}{_more(unknown)}, of which there is no image; mend the names"
+            )
+    return parts["train"], parts["val"]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); mend or remove it") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a JSON {type(values).__name__}, not an object {{...}}; mend or remove it")
+    return values
+
+
+def _rank(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[0]} x {shape[1]}"
+
+
+def _describe(image: NDArray[Any]) -> str:
+    return f"{_size(image.shape)} pixels of {image.dtype}"
