@@ -250,6 +250,13 @@ def test_more_pixels_than_pillow_likes(tmp_path: Path, monkeypatch: pytest.Monke
         assert image_size(path) == (31, 43)
 
 
+def test_webp_larger_than_pillow_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.webp", RGB)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(InputError, match=r"a\.webp: WebP of too many pixels for Pillow; save it as PNG or TIFF"):
+        read_image(path)
+
+
 @pytest.mark.slow
 def test_30_000_by_30_000(tmp_path: Path) -> None:
     ids = np.zeros((30_000, 30_000), np.uint8)
@@ -401,9 +408,7 @@ def test_cut_short(tmp_path: Path, name: str, share: float, capfd: pytest.Captur
     path = save(tmp_path / name, image)
     data = path.read_bytes()
     path.write_bytes(data[: max(12, int(len(data) * share))])
-    with pytest.raises(
-        InputError, match=rf"{name}: (damaged or )?cut short .*; copy or export the file again"
-    ) as caught:
+    with pytest.raises(InputError, match=rf"{name}: .*cut short.*; copy or export the file again") as caught:
         read_image(path)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -418,7 +423,7 @@ def test_jpeg_with_a_thumbnail_cut_short(tmp_path: Path) -> None:
     path.write_bytes(data + b"what some cameras put behind")
     read_image(path)
     path.write_bytes(data[:-2])
-    with pytest.raises(InputError, match=r"a\.jpg: damaged or cut short JPEG \(no end marker\)"):
+    with pytest.raises(InputError, match=r"a\.jpg: JPEG cut short \(no end marker\)"):
         read_image(path)
 
 
@@ -427,7 +432,7 @@ def test_damaged_in_the_middle(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"a\.png: damaged or cut short PNG \(.+\); copy or export the file again"):
+    with pytest.raises(InputError, match=r"a\.png: PNG that is damaged, .* \(IDAT: .*\); copy or export the file"):
         read_image(path)
 
 
@@ -439,7 +444,9 @@ def test_no_pixels(tmp_path: Path, read: Any) -> None:
         + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 5, 8, 0, 0, 0, 0))
         + png_chunk(b"IEND", b"")
     )
-    with pytest.raises(InputError, match=r"a\.png: damaged or cut short PNG"):
+    with pytest.raises(
+        InputError, match=r"a\.png: PNG whose header is damaged, cut short or claims no pixels; copy or"
+    ):
         read(path)
 
 

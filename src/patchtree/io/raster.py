@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import sys
 import warnings
 from collections.abc import Iterator
@@ -45,8 +46,13 @@ def decoding(path: Path, kind: str) -> Iterator[None]:
     except MemoryError as error:
         raise InputError(f"{path}: too large for the memory that is free; crop it, or free some memory") from error
     except Exception as error:  # decoders throw anything, from struct.error to SyntaxError, at a damaged file
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: damaged or cut short {kind} ({cause}); copy or export the file again") from error
+        told = not isinstance(
+            error, struct.error | ArithmeticError | LookupError | TypeError
+        )  # the others mean nothing
+        cause = f" ({' '.join(str(error).split())})" if told else ""
+        raise InputError(
+            f"{path}: {kind} that is damaged, cut short or of a rare kind{cause}; copy or export the file again"
+        ) from error
 
 
 def check_pages(path: Path, kind: str, pages: int) -> None:
@@ -56,9 +62,7 @@ def check_pages(path: Path, kind: str, pages: int) -> None:
 
 
 def check_room(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
-    """Refuse an image of `shape` (H, W, ...) that has no pixels, or more than memory can hold."""
-    if 0 in shape:
-        raise InputError(f"{path}: has no pixels ({shape[0]} x {shape[1]}); export it again")
+    """Refuse an image of `shape` (H, W, ...) that memory cannot hold."""
     needed, free = math.prod(shape) * itemsize, free_memory()
     if needed > free:
         raise InputError(

@@ -42,7 +42,7 @@ def read(path: Path) -> Raster:
         page = series.keyframe
         rows, columns = series.axes.index("Y"), series.axes.index("X")
         shape = series.shape[rows], series.shape[columns]
-        check_room(path, (*shape, series.size // max(1, shape[0] * shape[1])), series.dtype.itemsize)
+        check_room(path, (*shape, series.size // (shape[0] * shape[1])), series.dtype.itemsize)
         _check_whole(path, tif, series)
         samples = np.moveaxis(series.asarray(), (rows, columns), (0, 1))
         samples = samples.reshape(*samples.shape[:2], -1)  # at most one of the other axes is longer than 1
@@ -64,6 +64,8 @@ def read(path: Path) -> Raster:
 def _open(path: Path) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPageSeries]]:
     """The one image in a file, in colours that can be read; it has axes Y and X and at most one of channels."""
     with decoding(path, "TIFF"), tifffile.TiffFile(path) as tif:
+        if 0 in tif.pages.first.shape:
+            raise InputError(f"{path}: TIFF without pixels {tif.pages.first.shape}; export it again")
         series = [one for one in tif.series if not one.keyframe.is_reduced]
         first = series[0]
         more = [(axis, n) for axis, n in zip(first.axes, first.shape, strict=True) if axis not in "YX" and n > 1]
@@ -94,7 +96,7 @@ def _check_whole(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSe
     (following,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
     if max(*ends, following) > file.size:
         raise InputError(
-            f"{path}: cut short TIFF ({file.size:,} of at least {max(*ends, following):,} bytes); "
+            f"{path}: TIFF cut short ({file.size:,} of at least {max(*ends, following):,} bytes); "
             "copy or export the file again"
         )
 
