@@ -26,6 +26,7 @@ ORDER = (
     "augment",
     "datasets",
     "cache",
+    "budget",
     "data",
     "training",
     "inference",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -124,14 +126,14 @@ def vary_colours(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
         The same shape and type.
     """
     channels = 1 if image.ndim == 2 else image.shape[2]
-    gain = 1.2 ** rng.uniform(-1, 1) * 1.05 ** rng.uniform(-1, 1, channels)
-    lift = rng.uniform(-0.05, 0.05) + rng.uniform(-0.02, 0.02, channels)
-    gamma = 1.3 ** rng.uniform(-1, 1) * 1.1 ** rng.uniform(-1, 1, channels)
+    gain = np.float32(1.2 ** rng.uniform(-1, 1) * 1.05 ** rng.uniform(-1, 1, channels))
+    lift = np.float32(rng.uniform(-0.05, 0.05) + rng.uniform(-0.02, 0.02, channels))
+    gamma = np.float32(1.3 ** rng.uniform(-1, 1) * 1.1 ** rng.uniform(-1, 1, channels))
     saturation = 1.4 ** rng.uniform(-1, 1)
     blur, noise = rng.random() < 0.15, rng.random() < 0.15
     sigma, strength = float(rng.uniform(*_BLURS)), float(rng.uniform(0.005, 0.03))
 
-    def curve(values: NDArray[np.float32]) -> NDArray[Any]:
+    def curve(values: NDArray[Any]) -> NDArray[Any]:
         bent: NDArray[Any] = np.clip(values * gain + lift, 0, 1) ** gamma
         return bent
 
@@ -143,11 +145,7 @@ def vary_colours(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
         image = _saturate(image, saturation)
     if blur:
         image = _blur(image, sigma)
-    if noise:
-        sigma = strength * (high - low)
-        noisy = image + np.float32(sigma) * rng.standard_normal(image.shape, np.float32)
-        image = _as_type(noisy, image.dtype)
-    return image
+    return _add_noise(image, strength * (high - low), rng) if noise else image
 
 
 def vary_detail(
@@ -191,9 +189,7 @@ def _warp(image: NDArray[Any], window: Window, ids: bool) -> NDArray[Any]:
     return out.reshape(height, width, *image.shape[2:])
 
 
-def _remap(
-    image: NDArray[Any], curve: Callable[[NDArray[np.float32]], NDArray[Any]], low: float, high: float
-) -> NDArray[Any]:
+def _remap(image: NDArray[Any], curve: Callable[[NDArray[Any]], NDArray[Any]], low: float, high: float) -> NDArray[Any]:
     """Apply a curve a channel, given on a scale of 0 to 1."""
     if image.dtype == np.uint8:
         import cv2
@@ -218,12 +214,19 @@ def _saturate(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
 def _blur(image: NDArray[Any], sigma: float) -> NDArray[Any]:
     import cv2
 
-    planes = np.atleast_3d(image)
-    blurred = [
-        cv2.GaussianBlur(np.ascontiguousarray(planes[..., channel]), (0, 0), sigma)
-        for channel in range(planes.shape[2])
-    ]
-    return np.stack(blurred, axis=-1).reshape(image.shape)
+    return cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
+
+
+def _add_noise(image: NDArray[Any], sigma: float, rng: np.random.Generator) -> NDArray[Any]:
+    """Add Gaussian noise of 256 values, one a random byte: ten times as fast as drawing it exactly."""
+    noise = np.float32(sigma) * _normal()[rng.integers(256, size=image.shape, dtype=np.uint8)]
+    return _as_type(image + noise, image.dtype)
+
+
+@cache
+def _normal() -> NDArray[np.float32]:
+    """Give the 256 means of equally likely parts of the normal distribution, nearly."""
+    return np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)
 
 
 def _as_type(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

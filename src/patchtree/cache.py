@@ -127,14 +127,12 @@ def _fill(pair: Pair, dataset: DataSet, own: Path) -> None:
         raise InputError(
             f"{pair.mask}: has shape {mask.shape}, but {pair.image.name} has {image.shape[:2]}; make them equal"
         )
-    top = max(len(dataset.labels) - 1, dataset.ignore or 0)
-    low, high = int(mask.min()), int(mask.max())
-    if low < 0 or high > top:
-        raise InputError(
-            f"{pair.mask}: holds id {low if low < 0 else high}, which no label has; add it to dataset.json"
-        )
-    mask = mask.astype(np.uint8 if top <= 255 else np.uint16 if top <= 65535 else np.int32, copy=False)
     pixels, places = locate(mask, len(dataset.labels), seed=int(own.name[:8], 16))
+    ignored = 0 if dataset.ignore is None else np.count_nonzero(mask == dataset.ignore)
+    if pixels.sum() + ignored != mask.size:
+        raise InputError(f"{pair.mask}: holds ids that no label has; add them to dataset.json or mend the mask")
+    top = max(len(dataset.labels) - 1, dataset.ignore or 0)
+    mask = mask.astype(np.uint8 if top <= 255 else np.uint16, copy=False)
     sample = _sample(image)
     arrays = {"image.npy": image, "mask.npy": mask, "places.npy": np.concatenate(places)}
     for name, array in arrays.items():

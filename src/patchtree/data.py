@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from patchtree.augment import Window, place, take, vary_colours, vary_detail, vary_window
+from patchtree.budget import choose_density as choose_density
+from patchtree.budget import with_budget as with_budget
 from patchtree.cache import Cached, cache_data, statistics
 from patchtree.datasets import DataSet, Pair
 from patchtree.errors import InputError
@@ -28,7 +29,7 @@ from patchtree.patches import count_labels
 from patchtree.tokens import Tokens, collate, pad
 
 _UNMET = ".*found too little detail"
-_LOOKED_AT = 8
+_LOOKED_AT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,42 +107,6 @@ def collate_samples(
     return Batch(tokens, pad([sample.counts for sample in samples]), ghosts, tuple(sample.name for sample in samples))
 
 
-def choose_density(shapes: Sequence[tuple[int, int]]) -> float:
-    """Give the tokens a pixel that suit images of these sizes.
-
-    Large images have much that is empty or coarse: a token for 4096 pixels, 256 for a window of 1024 x 1024. Small ones
-    (median longer side of at most 1024) are all foreground: a token for 2400 pixels.
-
-    >>> round(1 / choose_density([(4288, 2848)])), round(1 / choose_density([(640, 640)]))
-    (4096, 2400)
-    """
-    return 1 / 2400 if np.median([max(shape) for shape in shapes]) <= 1024 else 1 / 4096
-
-
-def with_budget(
-    patcher: Patcher, shape: tuple[int, ...], density: float, least: int = 16, most: int | None = None
-) -> Patcher:
-    """Give a patcher the budget that suits an image of this shape: `density` tokens a pixel.
-
-    >>> with_budget(Patcher(), (1024, 1024), density=1 / 4096).budget
-    256
-
-    Args:
-        patcher: its own budget is replaced.
-        shape: ``(H, W)`` in pixels.
-        density: tokens a pixel.
-        least: smallest budget. The number of roots is a smallest budget too.
-        most: largest budget.
-    """
-    budget = max(least, round(density * prod(shape)))
-    if most is not None:
-        budget = min(budget, most)
-    if patcher.max_level is not None:
-        root = patcher.patch_size << patcher.max_level
-        budget = max(budget, prod(-(-length // root) for length in shape))
-    return replace(patcher, budget=budget)
-
-
 @dataclass(frozen=True, eq=False)
 class Windows(Dataset[Sample]):
     """Random windows of images, augmented, to train on.
@@ -182,6 +147,8 @@ class Windows(Dataset[Sample]):
                 f"windows of {self.window} px, {self.length} an epoch, with density {self.density} and a foreground "
                 f"share of {self.foreground} are not possible; give at least 1, 1, more than 0, and 0 to 1"
             )
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed} is not possible; give 0 or more")
 
     def __len__(self) -> int:
         return self.length
@@ -245,10 +212,11 @@ class Whole(Dataset[Sample]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        """Cut an image."""
-        source = self.images[index]
+        """Cut an image. An index beyond the last gives one again, with labels that count nothing."""
+        source = self.images[index % len(self)]
         patcher = with_budget(self.patcher, source.shape, self.density, self.least, self.most)
-        return _sample(patcher, source.image(), source.mask(), source.name, self.classes, self.ignore)
+        sample = _sample(patcher, source.image(), source.mask(), source.name, self.classes, self.ignore)
+        return sample if index < len(self) else replace(sample, counts=np.zeros_like(sample.counts))
 
 
 def _sample(
@@ -283,6 +251,20 @@ class WindowSampler(DistributedSampler[int]):
         """Give the indices of this epoch's samples."""
         first = self.epoch * self.length
         return iter(range(first + self.rank, first + self.num_samples * self.num_replicas, self.num_replicas))
+
+
+class WholeSampler(DistributedSampler[int]):
+    """Deal whole images out to the processes of a training, as many to each.
+
+    What is missing to that is filled with images that count nothing, so sums over all processes are exact.
+    """
+
+    def __init__(self, whole: Whole, replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(whole, num_replicas=replicas, rank=rank, shuffle=False)
+
+    def __iter__(self) -> Iterator[int]:
+        """Give the indices of the images."""
+        return iter(range(self.rank, self.total_size, self.num_replicas))
 
 
 class DataModule(lightning.LightningDataModule):
@@ -333,6 +315,8 @@ class DataModule(lightning.LightningDataModule):
         progress: Callable[[Sequence[Pair]], Iterable[Pair]] | None = None,
     ) -> None:
         super().__init__()
+        if patcher.ndim != 2:
+            raise InputError(f"a patcher with ndim={patcher.ndim} cannot cut the images of a folder; give ndim=2")
         self.train, self.val = train, val
         self.patcher, self.cache = patcher, Path(cache)
         self.window, self.density, self.most = window, density, most
@@ -351,12 +335,16 @@ class DataModule(lightning.LightningDataModule):
             cache_data(part, self.cache, self.progress)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the cache, choose the density and measure the normalisation."""
+        """Open the cache, choose the density and measure the normalisation; a second call changes nothing.
+
+        Raises:
+            InputError: the images to validate on have other channels than those to train on, or see `Windows`.
+        """
         if self.windows is not None:
             return
         images, held_out = cache_data(self.train, self.cache), cache_data(self.val, self.cache)
         self.channels = images[0].channels
-        if held_out and held_out[0].channels != self.channels:
+        if held_out[0].channels != self.channels:
             raise InputError(
                 f"{self.val.pairs[0].image}: has {held_out[0].channels} channels, the images to train on have "
                 f"{self.channels}; give all images the same channels"
@@ -365,44 +353,65 @@ class DataModule(lightning.LightningDataModule):
             self.density = choose_density([image.shape for image in images])
         if self.mean is None or self.std is None:
             self.mean, self.std = statistics(images)
-        classes, ignore = len(self.train.labels), self.train.ignore
         self.windows = Windows(
             images,
-            classes,
+            len(self.train.labels),
             self.patcher,
-            ignore,
-            self.window,
-            self.density,
-            self.foreground,
-            self.augment,
-            self.seed,
-            self.samples,
+            ignore=self.train.ignore,
+            window=self.window,
+            density=self.density,
+            foreground=self.foreground,
+            augment=self.augment,
+            seed=self.seed,
+            length=self.samples,
         )
-        self.whole = Whole(held_out, classes, self.patcher, ignore, self.density, most=self.most)
-        if self.trainer is None or self.trainer.is_global_zero:
+        self.whole = Whole(
+            held_out,
+            len(self.train.labels),
+            self.patcher,
+            ignore=self.train.ignore,
+            density=self.density,
+            most=self.most,
+        )
+        if self._world()[1] == 0:
             warn_unmet(replace(self.whole, images=images))
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Give batches of windows."""
-        assert self.windows is not None
-        world = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        return self._loader(self.windows, self.batch_size, sampler=WindowSampler(self.windows, *world), drop_last=True)
+        """Give batches of windows.
+
+        Raises:
+            InputError: an epoch has too few samples for one batch.
+        """
+        assert self.windows is not None, "call setup() first"
+        processes, rank = self._world()
+        if self.samples < self.batch_size * processes:
+            raise InputError(
+                f"{self.samples} samples an epoch make no batch of {self.batch_size} on {processes} processes; "
+                f"give at least {self.batch_size * processes}"
+            )
+        sampler = WindowSampler(self.windows, processes, rank)
+        return self._loader(self.windows, sampler, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Give whole images, one a batch."""
-        assert self.whole is not None
-        return self._loader(self.whole, 1)
+        assert self.whole is not None, "call setup() first"
+        return self._loader(self.whole, WholeSampler(self.whole, *self._world()), 1)
 
-    def _loader(self, samples: Dataset[Sample], batch_size: int, **options: Any) -> DataLoader[Sample]:
+    def _world(self) -> tuple[int, int]:
+        """Give the number of processes and which of them this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _loader(self, samples: Dataset[Sample], sampler: DistributedSampler[int], size: int) -> DataLoader[Sample]:
         return DataLoader(
             samples,
-            batch_size=batch_size,
+            batch_size=size,
+            sampler=sampler,
+            drop_last=True,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             collate_fn=partial(collate_samples, mean=self.mean, std=self.std, grids=self.grids),
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
-            **options,
         )
 
 
@@ -423,7 +432,8 @@ def warn_unmet(whole: Whole) -> None:
 
 
 def _one_thread(worker: int) -> None:
-    """Keep OpenCV to one thread in a worker: there are as many workers as cores are to be used."""
+    """Keep OpenCV to the worker's own thread: there are as many workers as cores are to be used."""
     import cv2
 
-    cv2.setNumThreads(1)
+    # Not 1: that waits for the threads of the process that this one was forked from, for ever.
+    cv2.setNumThreads(0)

@@ -23,6 +23,7 @@ _LAYOUTS = (("images", "masks"), ("imagesTr", "labelsTr"))
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 # More ids than this without names are no classes but numbered objects, or grey levels.
 _MOST_UNNAMED = 32
+_TOP_ID = 65535  # what a mask file holds
 _CHUNK = 1 << 24
 
 
@@ -125,9 +126,8 @@ def find_data(root: str | os.PathLike[str]) -> DataSet:
         return _with_labels_found(root, pairs)
     labels, ignore = named
     dataset = DataSet(root, pairs, labels, ignore)
-    if len(labels) == 2 and ignore != 255 and all(set(_ids(pair.mask)) <= {0, 255} for pair in pairs):
-        return _whitened(dataset)
-    return dataset
+    binary = len(labels) == 2 and ignore != 255
+    return _whitened(dataset) if binary and _all_ids(pairs) in ([0, 255], [255]) else dataset
 
 
 def check_data(dataset: DataSet) -> None:
@@ -268,9 +268,9 @@ def _read_labels(path: Path) -> tuple[dict[str, int], int | None] | None:
     if not isinstance(labels, dict) or not labels:
         raise InputError(f"{path}: has no labels; write {wanted}")
     for name, label in labels.items():
-        if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= _TOP_ID:
             raise InputError(
-                f"{path}: label {name!r} has the id {label!r}; write one whole number a name, as in {wanted}"
+                f"{path}: label {name!r} has the id {label!r}; write a number of 0 to {_TOP_ID}, as in {wanted}"
             )
     classes = dict(sorted(labels.items(), key=lambda item: item[1]))
     ignore = classes.pop("ignore", None)
@@ -283,7 +283,7 @@ def _read_labels(path: Path) -> tuple[dict[str, int], int | None] | None:
 
 
 def _with_labels_found(root: Path, pairs: tuple[Pair, ...]) -> DataSet:
-    ids = sorted(set().union(*(_ids(pair.mask) for pair in pairs)))
+    ids = _all_ids(pairs)
     hint = 'name the classes in dataset.json, {"labels": {"background": 0, ...}}'
     if ids in ([0, 255], [255]):
         return _whitened(DataSet(root, pairs, {"background": 0, "class 1": 1}))
@@ -319,6 +319,10 @@ def _check_pair(pair: Pair, dataset: DataSet, pixels: NDArray[np.int64]) -> list
                 f"{pair.mask}: holds id {label}, which no label has; add it to dataset.json or mend the mask"
             )
     return problems[:1]
+
+
+def _all_ids(pairs: tuple[Pair, ...]) -> list[int]:
+    return sorted(set().union(*(_ids(pair.mask) for pair in pairs)))
 
 
 def _ids(path: Path) -> dict[int, int]:
