@@ -1,0 +1,241 @@
+"""What the verbs share: errors and warnings told in one line, exit codes, a progress bar, results for machines."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import threading
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from patchtree.errors import InputError
+
+P = ParamSpec("P")
+
+DEBUG: ContextVar[bool] = ContextVar("DEBUG", default=False)
+
+# A bar that is gone before it can be read only flickers.
+_BAR_AFTER = 2.0
+# What other packages tell their developers.
+_QUIET = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of images.")]
+
+
+class DetailName(str, Enum):
+    """The details that have a name."""
+
+    edges = "edges"
+    residual = "residual"
+    variance = "variance"
+
+
+def verb(command: Callable[P, None]) -> Callable[P, None]:
+    """Make a command tell what went wrong in one line, and end with the right exit code.
+
+    Exit codes: 0, 1 for anything at fault, 130 after Ctrl-C. Usage errors (2) never reach the command.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            with told_warnings():
+                command(*args, **kwargs)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            tell("stopped by Ctrl-C", kind="")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # Whoever reads the output has enough; the interpreter's last flush must not complain either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if isinstance(error, typer.Exit):
+                raise
+            tell_error(error)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def tell(message: str, kind: str) -> None:
+    """Print one line on stderr, after a word that says what kind of line it is."""
+    message = " ".join(line.strip() for line in message.splitlines())
+    if kind:
+        typer.secho(f"{kind}: ", err=True, nl=False, bold=True, fg="red" if kind == "error" else "yellow")
+    typer.echo(message, err=True)
+
+
+def tell_error(error: Exception) -> None:
+    """Print an exception as one line on stderr, with its traceback before it where that was asked for."""
+    if DEBUG.get():
+        traceback.print_exception(error)
+    match error:
+        case InputError():
+            message = str(error)
+        case OSError(strerror=str() as reason, filename=name):
+            message = f"{name}: {reason.lower()}" if name is not None else f"{reason.lower()}"
+            message += "; check the path, its permissions and the free space"
+        case MemoryError():
+            message = f"not enough memory ({error}); give smaller images or a smaller budget, or free some memory"
+        case _ if type(error).__name__ == "OutOfMemoryError":
+            message = "not enough memory on the GPU; give a smaller --batch-size, --window or --budget"
+        case _:
+            message = (
+                f"unexpected {type(error).__name__}: {error}; this is a bug in patchtree, "
+                "please report it with what the same command prints with --debug"
+            )
+    tell(message, kind="error")
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Print each warning once, as one line on stderr."""
+    seen: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in seen:
+            seen.add(str(message))
+            tell(str(message), kind="warning")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        for category in _QUIET:
+            warnings.simplefilter("ignore", category)
+        warnings.showwarning = show
+        yield
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Keep the options that the user set: defaults live in the library.
+
+    >>> given(budget=64, threshold=None, balanced=False)
+    {'budget': 64}
+    """
+    return {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in options.items()
+        if value is not None and value is not False
+    }
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar on stderr after two seconds, if stderr is a terminal; gives a function to call after each step.
+
+    >>> with progress("cutting", total=2) as step:
+    ...     step()
+    """
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        # What goes to a file must not pass through the bar's terminal.
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    task = bar.add_task(label, total=total)
+    timer = threading.Timer(_BAR_AFTER, bar.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield lambda: bar.advance(task)
+    finally:
+        timer.cancel()
+        timer.join()
+        if bar.live.is_started:
+            bar.stop()
+
+
+def find_images(paths: Sequence[Path]) -> tuple[list[Path], int]:
+    """List the images that paths name, folders opened; tells of each path that names none, and counts those."""
+    from patchtree.io.images import list_images
+
+    found: dict[Path, None] = {}
+    missed = 0
+    for path in paths:
+        try:
+            found.update(dict.fromkeys(list_images([path])))
+        except InputError as error:
+            missed += 1
+            tell_error(error)
+    return list(found), missed
+
+
+def check_outputs(images: Sequence[Path], outputs: Sequence[Sequence[Path]]) -> None:
+    """Make sure that what is written overwrites neither an input nor the output of another input.
+
+    Args:
+        images: the inputs.
+        outputs: for each input the files that will be written for it.
+
+    Raises:
+        InputError: it would.
+    """
+    writers = Counter(path for written in outputs for path in written)
+    inputs = {image.resolve() for image in images}
+    for image, written in zip(images, outputs, strict=True):
+        for path in written:
+            if writers[path] > 1:
+                others = [str(other) for other, paths in zip(images, outputs, strict=True) if path in paths]
+                raise InputError(
+                    f"{' and '.join(others[:2])} would both be written to {path}; run them with different --out folders"
+                )
+            if path.resolve() in inputs:
+                raise InputError(f"{path}: would be overwritten by the output for {image}; choose another --out folder")
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder for output, with its parents.
+
+    Raises:
+        InputError: it cannot be made, or a file is in the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise InputError(f"{path}: cannot be made a folder for output, {reason}; choose another --out") from error
+    return path
+
+
+def describe_size(shape: Sequence[int]) -> str:
+    """Say an image's size and channels in words, from ``(H, W)`` or ``(H, W, C)``.
+
+    >>> describe_size((2848, 4288, 3))
+    '4,288 x 2,848 px, 3 channels'
+    """
+    channels = shape[2] if len(shape) > 2 else 1
+    return f"{shape[1]:,} x {shape[0]:,} px, {channels} channel{'s' if channels > 1 else ''}"

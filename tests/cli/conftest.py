@@ -1,0 +1,81 @@
+"""The real command line, in process (quick) or as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from patchtree.cli import main
+from patchtree.io.images import write_image
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command line gave."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def failed_with(self, *words: str) -> bool:
+        """Exit code 1, one line `error: ...` with these words, and nothing else anywhere."""
+        assert (self.code, self.out) == (1, ""), self
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        assert "a bug in" not in self.err, self.err
+        for word in words:
+            assert word in self.err, self.err
+        return True
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process."""
+
+    def call(*words: object) -> Result:
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return Result(int(stop.value.code or 0), out, err)
+
+    return call
+
+
+def run_process(*words: object, **options: Any) -> Result:
+    """Run a command line in a process of its own."""
+    command = [sys.executable, "-c", "from patchtree.cli import main; main()", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def picture(height: int = 200, width: int = 300, seed: int = 0) -> NDArray[np.uint8]:
+    """A tissue-like image: a textured disc on an even ground, (H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    disc = (y - height / 2) ** 2 + (x - width / 2) ** 2 < (min(height, width) / 3) ** 2
+    image = np.full((height, width, 3), 240, np.uint8)
+    image[disc] = rng.integers(60, 200, (int(disc.sum()), 3))
+    return image
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disc.png"
+    write_image(path, picture())
+    return path

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A source checkout with two benchmarks and what they share."""
+    monkeypatch.setattr("patchtree.__file__", str(tmp_path / "src" / "patchtree" / "__init__.py"))
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    (folder / "common.py").touch()
+    (folder / "loss.py").write_text("import sys; print('loss', *sys.argv[1:]); sys.exit(3)")
+    (folder / "cut.py").write_text("print('cut')")
+    return folder
+
+
+def test_names_are_listed(checkout: Path, run: Run) -> None:
+    result = run("bench")
+    assert (result.code, result.out, result.err) == (0, "cut\nloss\n", "")
+
+
+def test_one_is_run_with_its_own_words_and_exit_code(checkout: Path, run: Run) -> None:
+    result = run("bench", "loss", "--size", "4096", "more")
+    assert (result.code, result.out, result.err) == (3, "loss --size 4096 more\n", "")
+
+
+def test_an_unknown_one(checkout: Path, run: Run) -> None:
+    assert run("bench", "speed").failed_with("speed", "cut, loss")
+
+
+def test_without_a_checkout(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchtree.__file__", str(tmp_path / "lib" / "patchtree" / "__init__.py"))
+    assert run("bench").failed_with("clone the repository")

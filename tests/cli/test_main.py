@@ -1,0 +1,206 @@
+"""What all verbs share: quick help, exit codes, one line an error, warnings once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from patchtree.cli import app, common
+from patchtree.io.images import write_image
+
+from .conftest import Run, picture, run_process
+
+VERBS = [str(command.callback.__name__) for command in app.registered_commands if command.callback]
+
+
+def test_help_is_quick_and_light() -> None:
+    code = (
+        "import atexit, resource, sys\n"
+        "atexit.register(lambda: print(sys.modules.keys() & {'torch', 'cv2', 'lightning', 'skimage', 'timm'}, "
+        "sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), file=sys.stderr))\n"
+        "from patchtree.cli import main; main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    heavy, seconds = done.stderr.rsplit(maxsplit=1)
+    assert done.returncode == 0
+    assert "patch" in done.stdout
+    assert heavy == "set()"
+    # Processor time, so that a busy machine does not count.
+    assert float(seconds) < 0.5
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb: str, run: Run) -> None:
+    result = run(verb, "--help")
+    assert (result.code, result.err) == (0, "")
+    assert f"Example: patchtree {verb}" in result.out
+
+
+def test_the_fixed_verbs_exist() -> None:
+    assert {"patch", "info", "bench"} == set(VERBS)
+
+
+def test_version(run: Run) -> None:
+    result = run("--version")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("patchtree ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["patch"],
+        ["patch", "a.png"],
+        ["patch", "a.png", "--out"],
+        ["patch", "a.png", "--out", "x", "--budget", "many"],
+        ["patch", "a.png", "--out", "x", "--patch-size", "1.5"],
+        ["patch", "a.png", "--out", "x", "--detail", "beauty"],
+        ["patch", "a.png", "--out", "x", "--what"],
+    ],
+)
+def test_usage_errors_exit_with_2(words: list[str], run: Run) -> None:
+    result = run(*words)
+    assert (result.code, result.out) == (2, "")
+    assert "Error" in result.err
+
+
+def test_debug_may_stand_anywhere(run: Run, tmp_path: Path) -> None:
+    words = ["patch", "a.png", "--out", tmp_path, "--budget", "0"]
+    assert run(*words).failed_with("budget 0")
+    for with_debug in (["--debug", *words], [*words, "--debug"], ["patch", "--debug", *words[1:]]):
+        result = run(*with_debug)
+        assert result.code == 1
+        assert result.err.startswith("Traceback")
+        assert result.err.splitlines()[-1].startswith("error: budget 0")
+    # After -- it is a file's name.
+    assert run("patch", "--out", tmp_path, "--", "--debug").failed_with("--debug: no such file")
+
+
+def raising(error: BaseException, **where: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_bug_is_called_one(run: Run, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchtree.patcher.Patcher.plan", raising(IndexError("index 5 is\nout of bounds")))
+    result = run("patch", image, "--out", tmp_path)
+    assert (result.code, result.out) == (1, "")
+    assert result.err == (
+        "error: unexpected IndexError: index 5 is out of bounds; this is a bug in patchtree, "
+        "please report it with what the same command prints with --debug\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (MemoryError("12 GiB"), "not enough memory (12 GiB)"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), "not enough memory on the GPU"),
+        (PermissionError(13, "Permission denied", "x.npz"), "x.npz: permission denied"),
+        (OSError(28, "No space left on device"), "no space left on device"),
+    ],
+)
+def test_the_machine_at_fault(
+    error: Exception, word: str, run: Run, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchtree.patcher.Patcher.plan", raising(error))
+    assert run("patch", image, "--out", tmp_path).failed_with(word)
+
+
+def test_ctrl_c(run: Run, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchtree.patcher.Patcher.plan", raising(KeyboardInterrupt()))
+    result = run("patch", image, "--out", tmp_path)
+    assert (result.code, result.out, result.err) == (130, "", "stopped by Ctrl-C\n")
+
+
+def test_a_reader_that_has_enough(image: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", "from patchtree.cli import main; main()", "info", str(image)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_output_to_a_full_disk(image: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    command = [sys.executable, "-c", "from patchtree.cli import main; main()", "info", str(image)]
+    with full.open("w") as stdout:
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no space left on device")
+    assert done.stderr.count("\n") == 1
+
+
+def test_warnings_are_told_once_on_one_line(run: Run, tmp_path: Path) -> None:
+    for name in "ab":
+        write_image(tmp_path / f"{name}.png", picture()[:, :, 0] // 200)
+    result = run("patch", tmp_path, "--out", tmp_path / "out", "--json")
+    assert result.code == 0
+    assert len(result.json) == 2
+    assert result.err.startswith("warning: Edges found too little detail")
+    assert result.err.count("\n") == 1
+
+
+def test_warnings_for_developers_are_not_for_users(run: Run, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(*_: Any) -> Any:
+        for category in (DeprecationWarning, FutureWarning, UserWarning):
+            warnings.warn(f"a {category.__name__}\nof two lines", category, stacklevel=2)
+        raise typer.Exit
+
+    monkeypatch.setattr(import_module("patchtree.cli.info"), "_image", warn)
+    result = run("info", image)
+    assert (result.code, result.err) == (0, "warning: a UserWarning of two lines\n")
+
+
+def test_names_that_no_terminal_can_show(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff\xfe.png")
+    try:
+        write_image(path, picture())
+    except OSError:
+        pytest.skip("this file system takes only names it can show")
+    result = run_process(
+        "patch", path, "--out", tmp_path / "out", "--budget", "50", env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert (result.code, result.err) == (0, "")
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_the_bar_waits_two_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    before = set(threading.enumerate())
+    with common.progress("Patching", 2) as step:
+        step()
+    assert "Patching" not in capsys.readouterr().err
+    monkeypatch.setattr(common, "_BAR_AFTER", 0.01)
+    with common.progress("Patching", 2) as step:
+        step()
+        time.sleep(0.3)
+        assert "Patching" in capsys.readouterr().err
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=5)
+        assert not thread.is_alive()
+
+
+def test_no_bar_where_no_terminal_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(common, "_BAR_AFTER", 0)
+    with common.progress("Patching", 1) as step:
+        time.sleep(0.05)
+        step()
+    assert capsys.readouterr().err == ""
