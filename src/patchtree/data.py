@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from patchtree.augment import Window, place, take, vary_colours, vary_detail, vary_window
-from patchtree.budget import choose_density as choose_density
-from patchtree.budget import with_budget as with_budget
+from patchtree.budget import choose_density, with_budget
 from patchtree.cache import Cached, cache_data, statistics
 from patchtree.datasets import DataSet, Pair
 from patchtree.errors import InputError

@@ -1,0 +1,264 @@
+"""Samples are pure functions of seed, epoch and index; labels, positions and batches agree with the image."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from patchtree.budget import with_budget
+from patchtree.cache import Cached, cache_data
+from patchtree.data import Batch, DataModule, Sample, Whole, Windows, WindowSampler, collate_samples
+from patchtree.datasets import DataSet, find_data, split_data
+from patchtree.errors import InputError
+from patchtree.io.images import write_image, write_mask
+from patchtree.models.ghosts import ghost_batch
+from patchtree.patcher import Patcher
+from patchtree.patches import count_labels, cut
+
+SHAPES = ((90, 140), (64, 70), (40, 200), (128, 128))
+PATCHER = Patcher(patch_size=8, detail="variance")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    """Noise with a bright square of class 1, a pixel of class 2 in two of the images, and an ignored corner."""
+    root = tmp_path_factory.mktemp("set")
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    for number, shape in enumerate(SHAPES):
+        image = rng.integers(0, 60, (*shape, 3), dtype=np.uint8)
+        mask = np.zeros(shape, np.uint8)
+        mask[10:30, 20:50] = 1
+        image[mask == 1] += 150
+        if number % 2:
+            mask[-5, -6] = 2
+        mask[:4, :4] = 255
+        write_image(root / "images" / f"{number}.png", image)
+        write_mask(root / "masks" / f"{number}.png", mask)
+    (root / "dataset.json").write_text('{"labels": {"background": 0, "square": 1, "dot": 2, "ignore": 255}}')
+    return find_data(root)
+
+
+@pytest.fixture(scope="module")
+def images(dataset: DataSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cached, ...]:
+    return cache_data(dataset, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def windows(images: tuple[Cached, ...]) -> Windows:
+    return Windows(images, 3, PATCHER, ignore=255, window=64, density=1 / 256, length=10, seed=3)
+
+
+def same(a: Sample, b: Sample) -> bool:
+    return (
+        a.name == b.name
+        and a.patches.tree == b.patches.tree
+        and (a.patches.origin, a.patches.extent) == (b.patches.origin, b.patches.extent)
+        and np.array_equal(a.patches.pixels, b.patches.pixels)
+        and np.array_equal(a.counts, b.counts)
+    )
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone(windows: Windows) -> None:
+    drawn = [windows[index] for index in range(20)]
+    copy = pickle.loads(pickle.dumps(windows))
+    assert all(same(copy[index], drawn[index]) for index in reversed(range(20)))
+    assert not any(same(drawn[index], drawn[index + 10]) for index in range(10))
+    assert not any(same(replace(windows, seed=4)[index], drawn[index]) for index in range(10))
+
+
+def test_labels_lie_on_the_pixels_they_belong_to(windows: Windows) -> None:
+    """The square is bright, whatever was done to the window."""
+    bright, dark = [], []
+    for index in range(40):
+        sample = windows[index]
+        tree, counts = sample.patches.tree, sample.counts
+        assert counts.shape == (len(tree), 8, 8, 3)
+        assert (counts.sum(-1) <= tree.weights()).all()
+        grey = sample.patches.pixels.mean(-1)
+        bright.append(grey[counts[..., 1] > 0.9 * counts.sum(-1).clip(1)].mean() if counts[..., 1].any() else np.nan)
+        dark.append(grey[counts[..., 0] > 0.9 * counts.sum(-1).clip(1)].mean())
+    assert np.nanmean(bright) > np.nanmean(dark) + 80
+
+
+def test_windows_are_not_larger_than_the_image_and_the_budget_follows_the_area(windows: Windows) -> None:
+    for index in range(30):
+        sample = replace(windows, augment=False)[index]
+        height, width = sample.patches.tree.shape
+        whole = SHAPES[int(sample.name)]
+        assert (height, width) == (min(64, whole[0]), min(64, whole[1]))
+        assert len(sample.patches) <= max(16, round(height * width / 256))
+        assert sample.patches.extent == whole
+        origin = np.array(sample.patches.origin)
+        assert (origin >= 0).all()
+        assert (origin + sample.patches.tree.shape <= whole).all()
+
+
+def test_plain_windows_are_parts_of_the_image(windows: Windows, images: tuple[Cached, ...]) -> None:
+    for index in range(10):
+        sample = replace(windows, augment=False)[index]
+        y, x = sample.patches.origin
+        height, width = sample.patches.tree.shape
+        source = images[int(sample.name)]
+        box = (slice(y, y + height), slice(x, x + width))
+        assert np.array_equal(sample.patches.pixels, cut(source.image()[box], sample.patches.tree))
+        assert np.array_equal(sample.counts, count_labels(source.mask()[box], sample.patches.tree, 3, ignore=255))
+
+
+def test_rare_classes_are_in_the_window(windows: Windows) -> None:
+    always = replace(windows, foreground=1.0, augment=False)
+    drawn = [always[index].counts.sum(axis=(0, 1, 2)) for index in range(60)]
+    assert all(counts[1] or counts[2] for counts in drawn)
+    assert sum(counts[2] == 1 for counts in drawn) >= 15  # half of them are for one pixel in two of four images
+    never = replace(windows, foreground=0.0, augment=False, window=16)
+    assert sum(never[index].counts[..., 1:].any() for index in range(60)) < 30
+
+
+def test_whole_images(images: tuple[Cached, ...]) -> None:
+    whole = Whole(images, 3, PATCHER, ignore=255, density=1 / 128)
+    assert len(whole) == 4
+    sample = whole[0]
+    assert (sample.patches.origin, sample.patches.tree.shape) == (None, SHAPES[0])
+    assert sample.counts.sum() == 90 * 140 - 16
+    assert sample.counts[..., 1].sum() == 600
+    assert len(sample.patches) <= round(90 * 140 / 128)
+    blank = whole[4]
+    assert np.array_equal(blank.patches.pixels, sample.patches.pixels)
+    assert not blank.counts.any()
+
+
+def test_batches(windows: Windows) -> None:
+    samples = [windows[index] for index in range(3)]
+    batch = collate_samples(samples, mean=(0.1, 0.2, 0.3), std=(1, 2, 3), grids=(2, 1))
+    tokens = batch.tokens
+    assert len(batch) == 3
+    assert batch.counts.shape == (*tokens.valid.shape, 8, 8, 3)
+    assert not batch.counts[~tokens.valid].any()
+    assert batch.ghosts is not None
+    expected = ghost_batch(tokens.trees, tokens.valid.shape[1], (2, 1))
+    assert all(torch.equal(batch.ghosts[grid], expected[grid]) for grid in (2, 1))
+    assert collate_samples(samples).ghosts is None
+    moved = batch.to("meta")
+    assert {moved.counts.device.type, moved.tokens.pixels.device.type, moved.ghosts[2].device.type} == {"meta"}
+    assert moved.names == batch.names
+
+
+def test_bad_options(images: tuple[Cached, ...], windows: Windows, dataset: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no images to draw"):
+        Windows((), 3, PATCHER)
+    for wrong in ({"window": 0}, {"length": 0}, {"density": 0.0}, {"foreground": 1.5}, {"seed": -1}):
+        with pytest.raises(InputError, match="not possible"):
+            replace(windows, **wrong)
+    with pytest.raises(InputError, match="ndim=3"):
+        DataModule(dataset, dataset, Patcher(ndim=3), tmp_path)
+    module = DataModule(dataset, dataset, PATCHER, tmp_path, samples=4, batch_size=8, workers=0)
+    module.setup()
+    with pytest.raises(InputError, match="4 samples an epoch make no batch of 8"):
+        module.train_dataloader()
+
+
+def test_budget_is_at_least_the_roots() -> None:
+    assert with_budget(Patcher(max_level=0), (100, 100), density=1e-9).budget == 49
+    assert with_budget(Patcher(), (10**5, 10**5), density=1, most=100).budget == 100
+
+
+def test_processes_share_the_samples_that_one_would_draw(windows: Windows) -> None:
+    samplers = [WindowSampler(windows, 3, rank) for rank in range(3)]
+    for sampler in samplers:
+        sampler.set_epoch(2)
+    dealt = [list(sampler) for sampler in samplers]
+    assert [len(part) for part in dealt] == [len(sampler) for sampler in samplers] == [3, 3, 3]
+    # A step of three processes with batches of two holds what one process with a batch of six would.
+    assert sorted(index for part in dealt for index in part[:2]) == list(range(20, 26))
+
+
+def module_of(dataset: DataSet, cache: Path, **options: object) -> DataModule:
+    train, val = split_data(dataset, share=0.25)
+    options = {"window": 64, "density": 1 / 256, "samples": 6, "batch_size": 2, "workers": 0, "grids": (2,)} | options
+    return DataModule(train, val, PATCHER, cache, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12 and 3.13
+def test_workers_draw_what_the_process_itself_would(dataset: DataSet, tmp_path: Path) -> None:
+    batches = []
+    for workers in (0, 1):
+        module = module_of(dataset, tmp_path, workers=workers)
+        module.prepare_data()
+        module.setup()
+        loader = module.train_dataloader()
+        epochs = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            epochs.append(list(loader))
+        batches.append(epochs)
+    for epoch in range(2):
+        for mine, theirs in zip(batches[0][epoch], batches[1][epoch], strict=True):
+            assert torch.equal(mine.tokens.pixels, theirs.tokens.pixels)
+            assert torch.equal(mine.counts, theirs.counts)
+    assert not torch.equal(batches[0][0][0].counts.sum(1), batches[0][1][0].counts.sum(1))
+
+
+class Counting(lightning.LightningModule):
+    """Notes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen: list[tuple[str, ...]] = []
+        self.validated = torch.zeros(3)
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        self.seen.append((*batch.names, *map(str, batch.counts.sum(dim=(1, 2, 3)).tolist())))
+        assert batch.ghosts is not None
+        return self.weight.sum()
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self.validated += batch.counts.sum(dim=(0, 1, 2, 3))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_lightning_trains_on_it(dataset: DataSet, tmp_path: Path) -> None:
+    module, model = module_of(dataset, tmp_path), Counting()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers")
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning 2.6 on torch 2.14
+        lightning.Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        ).fit(model, module)
+    assert len(model.seen) == 6
+    assert len(set(model.seen)) == 6  # set_epoch was called
+    assert module.channels == 3
+    assert module.mean is not None
+    assert all(0 < mean < 1 for mean in module.mean)
+    held_out = split_data(dataset, share=0.25)[1].pairs[0].read_mask()
+    assert model.validated.tolist() == [2 * np.count_nonzero(held_out == label) for label in range(3)]
+
+
+def test_a_budget_that_is_not_met_is_told_once(dataset: DataSet, tmp_path: Path) -> None:
+    train, val = split_data(dataset)
+    patcher = Patcher(patch_size=4, detail=lambda image: np.pad([[1.0]], [(0, n - 1) for n in image.shape[:2]]))
+    module = DataModule(train, val, patcher, tmp_path, window=64, samples=4, batch_size=2, workers=0)
+    module.prepare_data()
+    with pytest.warns(UserWarning, match=r"in 3 of 3 images looked at: .* too little detail") as told:
+        module.setup()
+    module.setup()
+    assert len(told) == 1
+    assert len(list(module.train_dataloader())) == 2
+    assert len(list(module.val_dataloader())) == 1
