@@ -1,0 +1,494 @@
+"""Training: a folder of images and masks in, a run folder out, on Lightning."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, distributed
+from torch.utils.data import DataLoader, Sampler
+
+from patchtree.budget import choose_density
+from patchtree.data import Batch, DataModule, Sample
+from patchtree.datasets import DataSet, check_data, choose, find_data, split_data
+from patchtree.detail import Detail, from_dict, to_dict
+from patchtree.ema import Average
+from patchtree.errors import InputError
+from patchtree.io.images import image_size
+from patchtree.metrics import Confusion, dice
+from patchtree.models.segmenter import Segmenter
+from patchtree.patcher import Patcher
+from patchtree.runs import CACHE, CHECKPOINT, LOGS, METRICS, WEIGHTS, RunConfig, load_config, save_config
+from patchtree.schedule import Bar, Course
+
+_DEFAULT_TIME = 3600.0
+_RATES = {"tiny": 1e-3, "small": 5e-4, "base": 3e-4}
+_WEIGHT_DECAY = 0.05
+_WARMUP = 0.05
+_CLIP = 1.0
+_DECAY = 0.999
+_HELD_OUT = 0.2
+# What Lightning warns of although it is meant so.
+_NOISE = (".*does not have many workers",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What shapes a run, and what a resumed run therefore keeps; see `train`."""
+
+    patch_size: int
+    budget: int
+    detail: dict[str, Any]
+    size: str
+    window: int
+    batch_size: int
+    lr: float
+    seed: int
+    density: float
+    samples: int
+
+
+def train(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    max_time: float | None = None,
+    max_epochs: int | None = None,
+    resume: bool = False,
+    patch_size: int | None = None,
+    budget: int | None = None,
+    detail: str | Detail | None = None,
+    size: str | None = None,
+    window: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: str | None = None,
+    progress: bool | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Train a segmenter on a data set and leave all that prediction needs in a run folder.
+
+    The average weights with the best Dice on whole validation images (mean of the foreground classes, exact) are kept
+    in ``weights.safetensors``, all that a resumed training needs in ``last.ckpt`` (renewed every minute), one row a
+    validation in ``metrics.csv``, TensorBoard's files in ``logs/``. Ctrl-C saves after the step that is under way.
+
+    A run that goes by epochs ends with the same weights whether or not it was killed and resumed on the way. One that
+    goes by time remembers how much it had used.
+
+    The loss of a step is that of the windows of all processes together, so ``R`` processes with batches of ``b`` train
+    as one with batches of ``R * b`` does.
+
+    Args:
+        data: a data set's folder, see `find_data`.
+        out: the run folder.
+        max_time: seconds to train for, all included; None: an hour, unless `max_epochs` is given.
+        max_epochs: epochs to train for; an epoch draws as many windows as cover the training images once.
+        resume: go on with the run in `out`, if there is one. It keeps its patches, model, split and optimizer.
+        patch_size: pixels on a side of a patch, ``p``; None: 16.
+        budget: tokens for an image of median area, others in proportion; None chooses by the images' size.
+        detail: where leaves are small, see `Patcher`; None: ``"edges"``.
+        size: of the model, see `Segmenter`; None: ``"small"`` on a GPU, ``"tiny"`` without.
+        window: side of the training windows in pixels, smaller images are seen whole; None: 1024.
+        batch_size: windows a step and process; None: 8.
+        lr: highest learning rate; None chooses by the model's size.
+        seed: of everything random; None: 0.
+        workers: processes that make samples; None chooses by the number of cores.
+        accelerator: ``"cpu"``, ``"gpu"``, ...; ``"auto"``: a CUDA GPU where there is one, else the CPU.
+        devices: how many, or which; this and the next three as Lightning's ``Trainer`` takes them.
+        num_nodes: how many machines.
+        strategy: such as ``"ddp"``.
+        precision: None: on a GPU bfloat16 where it has that, else float16, with float32 weights; on a CPU float32.
+        progress: whether to show a progress bar; None: if standard error is a terminal.
+        report: takes lines on what was chosen and how it goes.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        InputError: the data set is at fault, see `check_data`; `out` holds a run and `resume` is not set, or that run
+            was made with other options; an argument is not possible; the loss is no longer finite.
+        KeyboardInterrupt: after Ctrl-C, once all is saved.
+    """
+    started = time.monotonic()
+    out = Path(out)
+    if max_time is None and max_epochs is None:
+        max_time = _DEFAULT_TIME
+    if (max_time is not None and max_time <= 0) or (max_epochs is not None and max_epochs < 1):
+        raise InputError("max_time and max_epochs are more than 0, or left out")
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    main = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    say = report if main else (lambda line: None)
+    asked = {
+        "patch_size": patch_size,
+        "budget": budget,
+        "detail": detail,
+        "size": size,
+        "window": window,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+    }
+    checkpoint = _load_checkpoint(out) if resume else None
+    if main and not resume and any((out / name).exists() for name in (CHECKPOINT, WEIGHTS)):
+        raise InputError(f"{out}: holds a run already; resume it (--resume), or choose another folder")
+    dataset = find_data(data)
+    if checkpoint is None:
+        check_data(dataset)
+        options = _choose(dataset, asked, accelerator)
+        config = _plan(dataset, options)
+    else:
+        config = load_config(out)
+        options = Options(**config.options)
+        _check_same(out, asked, options)
+    parts = TrainingData(dataset, config, options, out / CACHE, _workers(workers))
+    parts.prepare_data()
+    parts.setup()
+    if checkpoint is None:
+        config = _with_measured(config, parts)
+        if main:
+            for name in (WEIGHTS, METRICS):
+                (out / name).unlink(missing_ok=True)
+            save_config(out, config)
+    torch.manual_seed(options.seed)
+    model = Segmenter(**config.model)
+    parts.grids = model.grids
+    task = Task(model, tuple(config.labels), options.lr)
+    goal = f"{max_epochs} epochs" if max_time is None else f"{max_time / 60:.3g} minutes"
+    _tell(say, config, parts, task, f"on {accelerator} for {goal}")
+    average = Average(_DECAY)
+    max_samples = None if max_epochs is None else max_epochs * options.samples
+    course = Course(out, average, options.lr, options.samples, max_time, max_samples, started, say)
+    if checkpoint is not None:
+        course.resume(checkpoint)
+        if course.progress >= 1:
+            say(f"{out} is complete; to go on, give a longer max_time or more max_epochs")
+            return out
+        parts.start = course.samples
+    del checkpoint
+    shown = sys.stderr.isatty() if progress is None else progress
+    with _quiet():
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=precision or _precision(accelerator),  # type: ignore[arg-type]
+            max_epochs=-1,
+            val_check_interval=sys.maxsize,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            gradient_clip_val=_CLIP,
+            log_every_n_steps=10,
+            logger=TensorBoardLogger(out, name=LOGS, version="", default_hp_metric=False, purge_step=course.first_step),
+            callbacks=[average, course, *([Bar(course)] if shown and main else [])],
+            default_root_dir=out,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        with course.interruptible():
+            trainer.fit(task, parts, ckpt_path=out / CHECKPOINT if course.first_step else None, weights_only=True)
+    if course.interrupted:
+        say(f"stopped after {trainer.global_step} steps, all is saved; go on with --resume")
+        raise KeyboardInterrupt
+    if main:
+        shutil.rmtree(out / CACHE, ignore_errors=True)
+    say(f"best Dice {course.best:.3f} at step {course.best_step} of {trainer.global_step}; the run is in {out}")
+    return out
+
+
+class Task(LightningModule):
+    """What a step and a validation do.
+
+    Args:
+        model: the segmenter.
+        labels: the classes' names, in the order of ids.
+        lr: highest learning rate; `Course` sets the one of each step.
+    """
+
+    def __init__(self, model: Segmenter, labels: tuple[str, ...], lr: float) -> None:
+        super().__init__()
+        self.model, self.labels, self.lr = model, labels, lr
+        self.confusion = Confusion(len(labels))
+        self.scores: dict[str, float] = {}
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Give the loss of a batch of windows; with several processes, that of all their batches together."""
+        sums = loss_sums(self.model(batch.tokens, batch.ghosts), batch.counts)
+        loss = loss_of_sums(_SumOfAll.apply(sums) if self.trainer.world_size > 1 else sums)
+        self.log("loss", loss.detach(), batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch) -> None:
+        """Compare the prediction of a whole image with its mask, in pixels of the image."""
+        self.confusion.update(self.model(batch.tokens, batch.ghosts).argmax(-1), batch.counts)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score all images together: Dice a class, and the mean of those but class 0."""
+        scores = dice(self.confusion.compute())
+        self.confusion.reset()
+        mean = scores[1:].nanmean().nan_to_num().item()
+        self.scores = {"dice": mean} | {
+            f"dice {name}": score for name, score in zip(self.labels, scores.tolist(), strict=True)
+        }
+        self.log_dict(self.scores, batch_size=1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Make AdamW, which decays matrices and kernels but no norms and biases."""
+        weights = list(self.model.parameters())
+        groups = [
+            {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": _WEIGHT_DECAY},
+            {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.lr)
+
+
+def loss_sums(logits: Tensor, counts: Tensor) -> Tensor:
+    """Add up over pixels what the loss of a batch is made of.
+
+    The sums of several batches added together are the sums of the batches as one.
+
+    >>> loss_sums(torch.zeros(1, 4, 16, 16, 2), torch.ones(1, 4, 16, 16, 2)).shape
+    torch.Size([4, 2])
+
+    Args:
+        logits: ``(B, ..., K)``.
+        counts: ``(B, ..., K)``, image pixels of each class under each patch pixel.
+
+    Returns:
+        ``(4, K)``: log-likelihood, true pixels, predicted pixels (as probabilities) that are true, predicted pixels.
+    """
+    # The classes in front: a softmax over a short last axis is 10 to 20 times slower on a CPU.
+    log = logits.float().movedim(-1, 1).contiguous().log_softmax(1)
+    counts = counts.movedim(-1, 1).contiguous()
+    share, pixels = log.exp(), [0, *range(2, counts.ndim)]
+    return torch.stack(
+        [
+            (log * counts).sum(pixels),
+            counts.sum(pixels),
+            (share * counts).sum(pixels),
+            (share * counts.sum(1, keepdim=True)).sum(pixels),
+        ]
+    )
+
+
+def loss_of_sums(sums: Tensor) -> Tensor:
+    """Give the loss of a batch from its `loss_sums`: what `patchtree.losses.segmentation_loss` gives for all of it.
+
+    >>> round(loss_of_sums(loss_sums(torch.zeros(1, 4, 16, 16, 2), torch.ones(1, 4, 16, 16, 2))).item(), 4)
+    1.1931
+    """
+    likelihood, true, both, predicted = sums
+    entropy = -likelihood.sum() / true.sum().clamp(min=torch.finfo(true.dtype).tiny)
+    overlap = (2 * both + 1e-5) / (predicted + true + 1e-5)
+    return entropy + 1 - overlap[1:].mean()
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum over processes, with the gradient that makes the mean of all processes' gradients exact.
+
+    The loss is a function of the sums S of all processes' own sums, so its gradient is ``dL/dS`` times the sum over
+    processes of their ``dS/dw``. DDP takes the mean over the R processes instead of the sum, hence the R here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor) -> Tensor:
+        total = sums.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient: Tensor = gradients[0] * distributed.get_world_size()
+        return gradient
+
+
+class Stream(Sampler[int]):
+    """The endless stream of a process's sample numbers: every R-th, from a start.
+
+    >>> list(itertools.islice(Stream(start=6, rank=1, world=2), 3))
+    [7, 9, 11]
+    """
+
+    def __init__(self, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.start, self.rank, self.world = start, rank, world
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start + self.rank, self.world)
+
+
+class TrainingData(DataModule):
+    """The windows and whole images of a run; windows come as an endless stream, so that a run can go on anywhere.
+
+    Attributes:
+        start: number of windows that all processes together have drawn before.
+    """
+
+    def __init__(self, dataset: DataSet, config: RunConfig, options: Options, cache: Path, workers: int) -> None:
+        super().__init__(
+            choose(dataset, config.train),
+            choose(dataset, config.val),
+            Patcher.from_dict(config.patcher),
+            cache,
+            window=config.window,
+            density=config.density,
+            most=config.most,
+            samples=options.samples,
+            batch_size=options.batch_size,
+            workers=workers,
+            seed=options.seed,
+            mean=config.mean or None,
+            std=config.std or None,
+        )
+        self.start = 0
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Give batches of windows, without end."""
+        assert self.windows is not None
+        processes, rank = self._world()
+        return self._loader(self.windows, Stream(self.start, rank, processes), self.batch_size)  # type: ignore[arg-type]
+
+
+def _load_checkpoint(out: Path) -> dict[str, Any] | None:
+    """Read ``last.ckpt``, tensors and plain values only; None if there is none yet."""
+    path = out / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint["callbacks"]["Course"], checkpoint["global_step"]
+    except Exception as error:  # torch.load throws anything, from EOFError to UnpicklingError, at a damaged file
+        cause = str(error).split(". ")[0].split("\n")[0]
+        raise InputError(f"{path}: cannot be read ({cause}); remove it to train from the start") from error
+    return checkpoint
+
+
+def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Options:
+    """Fill in what was not asked for, from the data and the machine."""
+    shapes = [image_size(pair.image) for pair in dataset.pairs]
+    areas = [height * width for height, width in shapes]
+    size = asked["size"] or ("tiny" if accelerator == "cpu" else "small")
+    values: dict[str, Any] = {
+        "patch_size": 16,
+        "budget": max(1, round(choose_density(shapes) * median(areas))),
+        "detail": "edges",
+        "size": size,
+        "window": 1024,
+        "batch_size": 8,
+        "lr": _RATES.get(size, 1e-3),
+        "seed": 0,
+    }
+    values |= {name: value for name, value in asked.items() if value is not None}
+    for name in ("window", "batch_size", "lr"):
+        if values[name] <= 0:
+            raise InputError(f"{name} {values[name]} is not possible; give more than 0")
+    patcher = Patcher(values["patch_size"], values["budget"], detail=values["detail"])
+    values["detail"] = patcher.to_dict()["detail"]
+    windows = sum(max(1.0, area / values["window"] ** 2) for area in areas) * (1 - _HELD_OUT)
+    return Options(**values, density=values["budget"] / median(areas), samples=math.ceil(windows))
+
+
+def _plan(dataset: DataSet, options: Options) -> RunConfig:
+    """Describe the run, but for what is measured on the images."""
+    train, val = split_data(dataset, _HELD_OUT, options.seed)
+    libraries = ("patchtree", "torch", "lightning", "numpy", "opencv-python-headless", "timm")
+    return RunConfig(
+        labels=dataset.labels,
+        ignore=dataset.ignore,
+        channels=0,
+        mean=(),
+        std=(),
+        patcher=Patcher(options.patch_size, options.budget, detail=from_dict(options.detail)).to_dict(),
+        density=options.density,
+        model={"classes": len(dataset.labels), "patch_size": options.patch_size, "size": options.size},
+        window=options.window,
+        train=tuple(pair.name for pair in train.pairs),
+        val=tuple(pair.name for pair in val.pairs),
+        options=asdict(options),
+        versions={"python": platform.python_version()} | {name: version(name) for name in libraries},
+    )
+
+
+def _with_measured(config: RunConfig, parts: TrainingData) -> RunConfig:
+    assert parts.mean is not None
+    assert parts.std is not None
+    model = Segmenter(**config.model, channels=parts.channels).config()
+    return replace(config, channels=parts.channels, mean=tuple(parts.mean), std=tuple(parts.std), model=model)
+
+
+def _check_same(out: Path, asked: Mapping[str, Any], options: Options) -> None:
+    """Refuse options that the run was not started with."""
+    started = asdict(options)
+    for name, value in asked.items():
+        if value is not None and (to_dict(value) if name == "detail" else value) != started[name]:
+            raise InputError(f"{out}: was started with {name} {started[name]}; leave {name} out, or train another run")
+
+
+def _tell(say: Callable[[str], None], config: RunConfig, parts: TrainingData, task: Task, how: str) -> None:
+    """Say in three lines what is about to happen."""
+    assert parts.windows is not None
+    height, width = (median(image.shape[axis] for image in parts.windows.images) for axis in (0, 1))
+    images = (
+        f"{len(config.train)} images of {width:.0f} x {height:.0f} px to train on, {len(config.val)} to validate on"
+    )
+    say(f"data: {images}; {', '.join(config.labels)}")
+    p, detail = config.model["patch_size"], config.patcher["detail"]["name"]
+    tokens = round(config.density * height * width)
+    say(f"patches: {tokens} of {p} x {p} px an image, by {detail}; windows of {config.window} px")
+    weights = sum(weight.numel() for weight in task.model.parameters()) / 1e6
+    say(f"model: {config.model['size']}, {weights:.1f} M weights; batches of {parts.batch_size} {how}")
+
+
+def _workers(asked: int | None) -> int:
+    """Choose how many processes make samples: on a small machine one, beside the one that trains."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // 2))
+
+
+def _precision(accelerator: str) -> Any:
+    if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    return "32-true"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep in what Lightning says on each start, to every user, whatever the run."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
