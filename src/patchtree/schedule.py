@@ -89,8 +89,9 @@ class Course(Callback):
         self.interrupted = False
         # When the clock was 0; in seconds since then when training began; what it had used before a resumption.
         self._zero, self._began, self._trained = started, 0.0, 0.0
-        # Seconds that a validation takes.
-        self._validating = 0.0
+        # Seconds that a validation takes, and a step.
+        self._validating = self._step = 0.0
+        self._step_began = 0.0
         self._validated_at = self._saved_at = 0.0
         self._validated_samples = 0
         self._unsaved = False
@@ -141,6 +142,7 @@ class Course(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Set the learning rate."""
+        self._step_began = self.elapsed()
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = self.lr * rate(self.progress)
 
@@ -151,6 +153,7 @@ class Course(Callback):
         self._losses.append(outputs["loss"].detach())
         self.samples += len(batch) * trainer.world_size
         elapsed = self.elapsed()
+        self._step = elapsed - self._step_began
         self.progress, interrupted, validate, save = self._agree(trainer, *self._decide(elapsed))
         if interrupted:
             self.interrupted = True
@@ -221,11 +224,11 @@ class Course(Callback):
     def _progress(self, elapsed: float) -> float:
         """Give the share used of the samples, or of the time for training.
 
-        That is what getting ready and the last validation leave of the time.
+        That is what getting ready, the step that comes and the last validation leave of the time.
         """
         shares = [0.0]
         if self.max_time is not None:
-            left = self.max_time - 1.1 * self._validating - elapsed
+            left = self.max_time - 1.1 * self._validating - self._step - elapsed
             trained = max(elapsed - self._began, 1e-9)
             shares.append(trained / (trained + max(left, 0)))
         if self.max_samples is not None:

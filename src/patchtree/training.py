@@ -47,7 +47,11 @@ _CLIP = 1.0
 _DECAY = 0.999
 _HELD_OUT = 0.2
 # What Lightning warns of although it is meant so.
-_NOISE = (".*does not have many workers",)
+_NOISE = (
+    ".*does not have many workers",
+    # Lightning's own calls of what newer versions of torch deprecate.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
 
 
 @dataclass(frozen=True)
@@ -307,7 +311,8 @@ def loss_of_sums(sums: Tensor) -> Tensor:
     likelihood, true, both, predicted = sums
     entropy = -likelihood.sum() / true.sum().clamp(min=torch.finfo(true.dtype).tiny)
     overlap = (2 * both + 1e-5) / (predicted + true + 1e-5)
-    return entropy + 1 - overlap[1:].mean()
+    loss: Tensor = entropy + 1 - overlap[1:].mean()
+    return loss
 
 
 class _SumOfAll(torch.autograd.Function):

@@ -1,0 +1,176 @@
+"""Inference: a run folder and images in, class ids or probabilities at the images' own size out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from patchtree.datasets import Pair
+from patchtree.errors import InputError
+from patchtree.models.segmenter import Segmenter
+from patchtree.patches import paint
+from patchtree.runs import RunConfig, load_config, load_weights
+from patchtree.tokens import collate
+from patchtree.tree import Tree
+
+# Numbers that are painted at a time: 256 MiB of float32.
+_BAND = 1 << 26
+_AXES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (0, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A trained model with all that its images need; `load` makes it.
+
+    Attributes:
+        config: of the run.
+        model: in evaluation mode, on the device.
+        device: where the model is.
+        smooth: interpolate probabilities between patch pixels before the likeliest class is taken. Otherwise every
+            pixel under a patch pixel is given the same class.
+    """
+
+    config: RunConfig
+    model: Segmenter
+    device: torch.device
+    smooth: bool = True
+
+    def __call__(self, image: ArrayLike, *, flips: bool = False) -> NDArray[np.uint8 | np.uint16]:
+        """Predict the class of every pixel, ``(H, W)`` ids.
+
+        Args:
+            image: ``(H, W)`` or ``(H, W, C)``, as `patchtree.io.images.read_image` gives it.
+            flips: average over the image, its two mirror images and the half turn.
+
+        Raises:
+            InputError: the image's channels are not the run's, or `Patcher` cannot split it.
+        """
+        ids: NDArray[np.uint8 | np.uint16] | None = None
+        for top, share in self._bands(np.asarray(image), flips):
+            if ids is None:
+                shape = np.asarray(image).shape[:2]
+                ids = np.empty(shape, np.uint8 if len(self.config.labels) <= 256 else np.uint16)
+            ids[top : top + len(share)] = share.argmax(-1)
+        assert ids is not None
+        return ids
+
+    def probabilities(self, image: ArrayLike, *, flips: bool = False) -> NDArray[np.float32]:
+        """Predict the probability of each class at every pixel, ``(H, W, K)`` float32; arguments as in a call."""
+        image = np.asarray(image)
+        parts = [share for _, share in self._bands(image, flips)]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def _bands(self, image: NDArray[Any], flips: bool) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Give the probabilities of one horizontal band after the other: its first row, and ``(h, W, K)``.
+
+        A band is all that is held at the image's resolution; the rest is in patches.
+        """
+        _check_channels(image, self.config.channels)
+        height, width = image.shape[:2]
+        views = [(axes, *self._predict(np.flip(image, axes))) for axes in (_AXES if flips else _AXES[:1])]
+        rows = max(1, _BAND // (width * len(self.config.labels)))
+        for top in range(0, height, rows):
+            bottom = min(height, top + rows)
+            total = np.zeros((bottom - top, width, len(self.config.labels)), np.float32)
+            for axes, values, tree in views:
+                low, high = (height - bottom, height - top) if 0 in axes else (top, bottom)
+                band = paint(values, tree, region=(low, 0, high, width), smooth=self.smooth)
+                total += np.flip(band, axes)
+            total /= len(views)
+            yield top, total
+
+    def _predict(self, image: NDArray[Any]) -> tuple[NDArray[np.float32], Tree]:
+        """Predict probabilities in patches, ``(N, p, p, K)``, and where they lie."""
+        with warnings.catch_warnings():
+            # That an image has too little detail for its budget is no trouble here: it needs no more.
+            warnings.filterwarnings("ignore", ".*found too little detail")
+            patches = self.config.patcher_for(image.shape[:2])(np.ascontiguousarray(image))
+        tokens = collate([patches], self.config.mean, self.config.std).to(self.device)
+        half = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), half:
+            logits: Tensor = self.model(tokens)[0]
+            # The classes in front: a softmax over a short last axis is slow on a CPU.
+            share = logits.float().movedim(-1, 0).contiguous().softmax(0).movedim(0, -1)
+        return np.ascontiguousarray(share.cpu().numpy()), patches.tree
+
+
+def load(run: str | os.PathLike[str], device: torch.device | str | None = None, *, smooth: bool = True) -> Predictor:
+    """Load the best weights of a run for prediction; no pickle is involved.
+
+    Args:
+        run: the folder that `patchtree.training.train` filled.
+        device: such as ``"cpu"`` or ``"cuda:1"``; None: a GPU where there is one.
+        smooth: see `Predictor`.
+
+    Raises:
+        InputError: the folder is missing, incomplete, damaged or of a newer version, or there is no such device.
+    """
+    config = load_config(run)
+    chosen = _device(device)
+    model = Segmenter(**config.model)
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    model.load_state_dict(load_weights(run, shapes))
+    return Predictor(config, model.to(chosen).eval(), chosen, smooth)
+
+
+def evaluate(predictor: Predictor, pairs: Iterable[Pair], *, flips: bool = False) -> Iterator[Tensor]:
+    """Compare predictions with masks, pixel by pixel at the images' own size.
+
+    Args:
+        predictor: from `load`.
+        pairs: images and masks, read one at a time.
+        flips: see `Predictor`.
+
+    Yields:
+        For each pair ``(K, K)`` float64, the pixels of every true class (first) that were given every class;
+        `patchtree.metrics.dice` and `patchtree.metrics.iou` make scores of it.
+
+    Raises:
+        InputError: a file cannot be read, an image and its mask differ in size, or a mask holds an unknown id.
+    """
+    classes, ignore = len(predictor.config.labels), predictor.config.ignore
+    for pair in pairs:
+        mask = pair.read_mask()
+        try:
+            found = predictor(pair.read_image(), flips=flips)
+        except InputError as error:
+            raise InputError(f"{pair.image}: {error}") from error
+        if mask.shape != found.shape:
+            raise InputError(f"{pair.mask}: has shape {mask.shape}, its image {found.shape}; make them equal")
+        if ignore is not None:
+            known = mask != ignore
+            mask, found = mask[known], found[known]
+        if mask.size and not 0 <= int(mask.min()) <= int(mask.max()) < classes:
+            raise InputError(f"{pair.mask}: holds an id that is none of the run's {classes} classes; check its labels")
+        table = np.bincount(mask.astype(np.int64).reshape(-1) * classes + found.reshape(-1), minlength=classes**2)
+        yield torch.from_numpy(table.reshape(classes, classes).astype(np.float64))
+
+
+def _device(asked: torch.device | str | None) -> torch.device:
+    try:
+        device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {asked} is not here; give cpu, or cuda where there is a GPU") from error
+    return device
+
+
+def _check_channels(image: NDArray[Any], wanted: int) -> None:
+    found = image.shape[2] if image.ndim == 3 else 1
+    if found != wanted:
+        raise InputError(
+            f"the image has {_channels(found)}, the run was trained on images with {_channels(wanted)}; convert it"
+        )
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel" + {1: " (grey)", 3: "s (RGB)"}.get(count, "s")
