@@ -31,9 +31,12 @@ def make_patcher(name: str, patch_size: int, budget: int, thresholds: Sequence[f
 
 
 def filling_thresholds(image: NDArray[np.uint8], patch_size: int, budget: int) -> tuple[float, float]:
-    """Halve Canny's thresholds until its edges use up the budget."""
+    """Halve Canny's thresholds until its edges could use up the budget."""
     low, high = DEFAULT
-    while len(make_patcher("edges", patch_size, budget, (low, high)).plan(image)) < budget - 3 and low > 1:
+    while low > 1:
+        every = patchtree.Patcher(patch_size, None, threshold=0, detail=patchtree.Edges(low, high))
+        if len(every.plan(image)) > budget - 3:
+            break
         low, high = low / 2, high / 2
     return low, high
 
@@ -121,9 +124,7 @@ class Bench:
 
     def thresholds(self, shape: tuple[int, int] | None, budget: int) -> tuple[float, float]:
         image = open_image({"image": self.image, "shape": shape})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return filling_thresholds(image, self.patch_size, budget)
+        return filling_thresholds(image, self.patch_size, budget)
 
     def by_detail(self, shape: tuple[int, int] | None, budgets: Sequence[int]) -> str:
         """Every kind of detail, and Canny with its own thresholds and with those that use up the budget."""
