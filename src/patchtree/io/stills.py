@@ -43,16 +43,17 @@ def read(path: Path, kind: str) -> Raster:
         data = path.read_bytes()
         header = _header(path, kind, io.BytesIO(data))
         check_pages(path, f"animated {kind}", getattr(header, "n_frames", 1))
-        bands, wide = len(header.getbands()), "16" in _stored_as(header)
-        check_room(path, (header.height, header.width, bands), 2 if wide else 1)
+        stored, palette = _stored_as(header), None
+        check_room(path, (header.height, header.width, len(header.getbands())), 2 if "16" in stored else 1)
         orientation = _orientation(header)
         if kind == "JPEG" and header.mode != "CMYK":
             samples = _decode_jpeg(path, data)
-            return Raster(samples, orientation=orientation, lossy=True)
-        if kind == "PNG" and header.mode not in ("1", "P") and _stored_as(header) not in ("L;2", "L;4"):
+        elif kind == "PNG" and stored not in ("1", "L;2", "L;4") and header.mode != "P":
             samples = _decode_png(path, data)
-            return Raster(samples, alpha=samples.ndim == 3 and samples.shape[2] in (2, 4), orientation=orientation)
-        samples, palette = (imagecodecs.webp_decode(data), None) if kind == "WebP" else _decode(header)
+        elif kind == "WebP":
+            samples = imagecodecs.webp_decode(data)
+        else:
+            samples, palette = _decode(header)
         alpha = samples.ndim == 3 and samples.shape[2] in (2, 4)
         return Raster(samples, palette, alpha=alpha, orientation=orientation, lossy=kind == "JPEG")
 
@@ -88,7 +89,8 @@ def _decode_jpeg(path: Path, data: bytes) -> NDArray[Any]:
     # segments before the first one, where a thumbnail may sit.
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        filler = data[at + 1 : at + 2] == b"\xff"
+        at += 1 if filler else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     if data.find(b"\xff\xd9", at) < 0:
         raise InputError(f"{path}: JPEG cut short (no end marker); copy or export the file again")
     return imagecodecs.jpeg8_decode(data)
