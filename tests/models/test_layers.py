@@ -63,7 +63,7 @@ def test_merge_takes_blocks_and_split_puts_them_back(step: int, ndim: int) -> No
     torch.testing.assert_close(split(merged, step, ndim), x)
 
 
-def test_place_tells_leaves_apart_and_knows_only_the_shape() -> None:
+def test_place_tells_leaves_apart_in_units_of_the_longer_side() -> None:
     torch.manual_seed(0)
     place = Place(32)
     centre = torch.tensor([[[8.0, 8.0], [8.0, 24.0], [120.0, 248.0]]])
@@ -72,3 +72,4 @@ def test_place_tells_leaves_apart_and_knows_only_the_shape() -> None:
     assert torch.cdist(here, here)[0].fill_diagonal_(1).min() > 0.01
     assert (here - place(centre, torch.full((1, 3), 32.0), extent)).norm(dim=-1).min() > 0.01
     torch.testing.assert_close(here, place(centre * 3, torch.full((1, 3), 16.0), extent * 3))
+    torch.testing.assert_close(here, place(centre, torch.full((1, 3), 16.0), torch.tensor([[200.0, 256.0]])))

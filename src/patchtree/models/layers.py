@@ -45,12 +45,12 @@ class GhostConv(nn.Module):
         return out.movedim(1, -1).reshape(leaves, cells, -1)
 
 
-class Residual(nn.Module):
+class ResidualConv(nn.Module):
     """One convolution beside the identity: norm, GELU, `GhostConv`.
 
     The norm is over each cell's channels, so it depends neither on padding nor on where leaves end.
 
-    >>> Residual(8)(torch.zeros(2, 4, 8), torch.zeros(2, 16, dtype=torch.long)).shape
+    >>> ResidualConv(8)(torch.zeros(2, 4, 8), torch.zeros(2, 16, dtype=torch.long)).shape
     torch.Size([2, 4, 8])
     """
 

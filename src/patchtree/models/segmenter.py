@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from patchtree.errors import InputError
 from patchtree.models.ghosts import ghost_batch
-from patchtree.models.layers import Place, Residual, merge, split
+from patchtree.models.layers import Place, ResidualConv, merge, split
 from patchtree.tokens import Tokens
 
 _STEM = 4
@@ -57,7 +57,7 @@ class Segmenter(nn.Module):
         classes: number of classes, ``K``.
         channels: number of image channels, ``C``.
         patch_size: pixels on a side of a patch, ``p``; a power of two, 4 or more.
-        size: ``"tiny"``, ``"small"`` or ``"base"``; the transformers of the last two are those of ViT-S and ViT-B.
+        size: ``"tiny"``, ``"small"`` or ``"base"``; in the last two, the transformer has the widths of ViT-S and ViT-B.
         ndim: 2 for images, 3 for volumes.
         checkpointing: recompute activations in the backward pass, which takes less memory and more time.
 
@@ -101,7 +101,7 @@ class Segmenter(nn.Module):
         bottom = widths[-1]
 
         self.stem = nn.Linear(channels * _STEM**ndim, widths[0])
-        self.down = nn.ModuleList(Residual(width, ndim) for width in widths)
+        self.down = nn.ModuleList(ResidualConv(width, ndim) for width in widths)
         self.coarser = nn.ModuleList(nn.Linear(fine << ndim, coarse) for fine, coarse in pairwise(widths))
         self.enter = nn.Linear(bottom, chosen.width)
         self.place = Place(chosen.width, ndim)
@@ -110,7 +110,7 @@ class Segmenter(nn.Module):
         )
         self.leave = nn.Sequential(nn.LayerNorm(chosen.width), nn.Linear(chosen.width, bottom))
         self.finer = nn.ModuleList(nn.Linear(coarse, fine << ndim) for fine, coarse in pairwise(widths))
-        self.up = nn.ModuleList(Residual(width, ndim) for width in widths)
+        self.up = nn.ModuleList(ResidualConv(width, ndim) for width in widths)
         self.norm = nn.LayerNorm(widths[0])
         self.head = nn.Linear(widths[0], classes * _STEM**ndim)
         # Every class is equally likely to begin with.
