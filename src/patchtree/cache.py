@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from patchtree.datasets import DataSet, Pair
 from patchtree.errors import InputError
-from patchtree.io.files import replacing
+from patchtree.files import replacing
 
 _VERSION = 1
 _PLACES = 10_000

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from patchtree.detail import Detail, as_detail, from_dict, measure, to_dict
 from patchtree.errors import InputError
+from patchtree.files import replacing
 from patchtree.patches import cut
 from patchtree.refine import refine
 from patchtree.tree import Tree
@@ -47,7 +48,7 @@ class Patches:
     def save(self, path: str | Path) -> None:
         """Write an ``.npz`` file with ``pixels``, ``level``, ``index``, ``boxes`` and the packed ``tree``."""
         tree = self.tree
-        with Path(path).open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
                 pixels=self.pixels,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchtree.budget import with_budget
 from patchtree.errors import InputError
-from patchtree.io.files import replacing
+from patchtree.files import replacing
 from patchtree.patcher import Patcher
 
 if TYPE_CHECKING:

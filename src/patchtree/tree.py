@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from patchtree.errors import InputError
+from patchtree.files import replacing
 
 _MAGIC = b"PTRE"
 _VERSION = 1
@@ -259,7 +260,8 @@ class Tree:
 
     def save(self, path: str | Path) -> None:
         """Write the tree to a file, a few bits a leaf."""
-        Path(path).write_bytes(self.to_bytes())
+        with replacing(path) as temporary:
+            temporary.write_bytes(self.to_bytes())
 
     @classmethod
     def load(cls, path: str | Path) -> Tree:

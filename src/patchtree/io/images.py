@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from patchtree.errors import InputError
+from patchtree.files import replacing
 from patchtree.io import stills, tiff
-from patchtree.io.files import replacing
 from patchtree.io.raster import Raster, upright
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from patchtree.errors import InputError
-from patchtree.io.files import replacing
+from patchtree.files import replacing
 
 
 def test_the_new_file_replaces_the_old_one(tmp_path: Path) -> None:
