@@ -21,7 +21,7 @@ from torch import distributed
 
 from patchtree.ema import Average
 from patchtree.errors import InputError
-from patchtree.io.files import replacing
+from patchtree.files import replacing
 from patchtree.runs import CHECKPOINT, METRICS, WEIGHTS, save_weights, weights_metadata
 
 _WARMUP = 0.05
@@ -95,7 +95,8 @@ class Course(Callback):
         self._validated_at = self._saved_at = 0.0
         self._validated_samples = 0
         self._unsaved = False
-        self._losses: list[torch.Tensor] = []
+        # The sum of the losses since the last validation, and of how many steps.
+        self._loss, self._steps = torch.zeros(()), 0
 
     def elapsed(self) -> float:
         """Give the seconds used so far, those before a resumption included."""
@@ -109,6 +110,8 @@ class Course(Callback):
             "samples": self.samples,
             "validating": self._validating,
             "validated_samples": self._validated_samples,
+            "loss": self._loss,
+            "steps": self._steps,
             "random": torch.get_rng_state(),
         }
 
@@ -123,6 +126,7 @@ class Course(Callback):
         self._began = self.elapsed() - self._trained
         self.samples, self._validating = state["samples"], state["validating"]
         self._validated_samples = state["validated_samples"]
+        self._loss, self._steps = state["loss"], state["steps"]
         self.first_step = checkpoint["global_step"]
         torch.set_rng_state(state["random"])
         self.progress = self._progress(self.elapsed())
@@ -150,7 +154,7 @@ class Course(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Decide whether to stop, to validate, to save."""
-        self._losses.append(outputs["loss"].detach())
+        self._loss, self._steps = self._loss.to(outputs["loss"].device) + outputs["loss"].detach(), self._steps + 1
         self.samples += len(batch) * trainer.world_size
         elapsed = self.elapsed()
         self._step = elapsed - self._step_began
@@ -171,8 +175,8 @@ class Course(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a row of metrics, and the weights if they are the best so far."""
-        loss = float(torch.stack(self._losses).mean()) if self._losses else math.nan
-        self._losses.clear()
+        loss = float(self._loss) / self._steps
+        self._loss, self._steps = torch.zeros(()), 0
         if not math.isfinite(loss):
             raise InputError("the loss is no longer a finite number; train again with a lower learning rate (lr)")
         scores: dict[str, float] = pl_module.scores  # type: ignore[assignment]

@@ -261,7 +261,7 @@ class Task(LightningModule):
         self.scores = {"dice": mean} | {
             f"dice {name}": score for name, score in zip(self.labels, scores.tolist(), strict=True)
         }
-        self.log_dict(self.scores, batch_size=1)
+        self.log_dict(self.scores, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make AdamW, which decays matrices and kernels but no norms and biases."""
@@ -487,13 +487,15 @@ def _precision(accelerator: str) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep in what Lightning says on each start, to every user, whatever the run."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         for message in _NOISE:
             warnings.filterwarnings("ignore", message)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,280 @@
+"""Training end to end on tiny images: what a run holds, killed and resumed runs, several processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from patchtree.errors import InputError
+from patchtree.io.images import write_image, write_mask
+from patchtree.losses import segmentation_loss
+from patchtree.models.segmenter import Segmenter
+from patchtree.runs import CHECKPOINT, CONFIG, METRICS, WEIGHTS, load_config, weights_metadata
+from patchtree.training import Task, loss_of_sums, loss_sums, train
+
+HERE: dict[str, Any] = {"workers": 0, "accelerator": "cpu", "progress": False}
+SMALL: dict[str, Any] = {"patch_size": 8, "budget": 16, "detail": "variance", **HERE}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five noisy pictures of a bright disc."""
+    root = tmp_path_factory.mktemp("discs")
+    (root / "images").mkdir()
+    (root / "masks").mkdir()
+    rng = np.random.default_rng(0)
+    rows, columns = np.indices((64, 48))
+    for name in "abcde":
+        disc = np.hypot(rows - rng.integers(20, 44), columns - rng.integers(16, 32)) < 12
+        image = np.clip(60 + 120 * disc + rng.normal(0, 10, disc.shape), 0, 255)
+        write_image(root / "images" / f"{name}.png", image.astype(np.uint8))
+        write_mask(root / "masks" / f"{name}.png", disc)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four epochs, two steps each, that nothing interrupts."""
+    return train(data, tmp_path_factory.mktemp("whole") / "run", max_epochs=4, batch_size=2, **SMALL)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / METRICS).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(run / CHECKPOINT, weights_only=True)
+    return loaded
+
+
+def run_python(script: str, *arguments: object, expected: int = 0) -> str:
+    """Run a script in a process of its own and give what it says on standard error."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == expected, done.stderr
+    return done.stderr
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Two runs ended in the same state, bit by bit, and wrote down the same but for the time it took."""
+    first, second = checkpoint(run), checkpoint(other)
+    assert first["global_step"] == second["global_step"]
+    for name, weight in first["state_dict"].items():
+        assert torch.equal(weight, second["state_dict"][name]), name
+    for index, state in first["optimizer_states"][0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, second["optimizer_states"][0]["state"][index][name]), name
+    for name, weight in first["callbacks"]["Average"]["weights"].items():
+        assert torch.equal(weight, second["callbacks"]["Average"]["weights"][name]), name
+    assert first["callbacks"]["Course"]["samples"] == second["callbacks"]["Course"]["samples"]
+    kept, twins = load_file(run / WEIGHTS), load_file(other / WEIGHTS)
+    assert all(torch.equal(weight, twins[name]) for name, weight in kept.items())
+    assert weights_metadata(run) == weights_metadata(other)
+    for row, twin in zip(rows(run), rows(other), strict=True):
+        assert row | {"seconds": ""} == twin | {"seconds": ""}
+
+
+def test_a_run_folder_says_all_it_needs(whole: Path, data: Path) -> None:
+    config = load_config(whole)
+    assert config.labels == {"background": 0, "class 1": 1}
+    assert config.channels == 1
+    assert sorted(config.train + config.val) == list("abcde")
+    assert config.patcher_for((64, 48)).patch_size == 8
+    assert config.density == 16 / (64 * 48)
+    assert {"python", "torch", "patchtree"} <= config.versions.keys()
+    assert Segmenter(**config.model).config() == config.model
+    assert [int(row["step"]) for row in rows(whole)] == [2, 4, 6, 8]
+    best = max(rows(whole), key=lambda row: float(row["dice"]))
+    assert weights_metadata(whole)["step"] == best["step"]
+    assert float(weights_metadata(whole)["dice"]) == pytest.approx(float(best["dice"]), abs=1e-5)
+    assert list((whole / "logs").glob("events*"))
+    assert sorted(path.name for path in whole.iterdir()) == [CONFIG, CHECKPOINT, "logs", METRICS, WEIGHTS]
+
+
+def test_three_lines_say_what_was_chosen(data: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    train(data, tmp_path / "run", max_epochs=1, report=lines.append, **SMALL)
+    assert [line.split(":")[0] for line in lines[:3]] == ["data", "patches", "model"]
+    assert all(len(line) < 120 for line in lines)
+    assert lines[3].startswith("step 1, ")
+    assert lines[-1].startswith("best Dice ")
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(data: Path, whole: Path, tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(
+        textwrap.dedent("""
+            import os, signal, sys
+            import torch
+            from patchtree.training import train
+
+            torch.set_num_threads(1)
+
+            def report(line):
+                if line.startswith("step 6, "):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            if __name__ == "__main__":
+                train(sys.argv[1], sys.argv[2], max_epochs=4, batch_size=2, patch_size=8, budget=16,
+                      detail="variance", workers=1, accelerator="cpu", report=report)
+        """)
+    )
+    said = run_python(str(script), data, tmp_path / "run", expected=-signal.SIGKILL)
+    assert said == ""
+    assert checkpoint(tmp_path / "run")["global_step"] == 5
+    assert len(rows(tmp_path / "run")) == 3
+    train(data, tmp_path / "run", max_epochs=4, resume=True, **HERE)
+    assert_same(tmp_path / "run", whole)
+
+
+def test_ctrl_c_saves_and_stops(data: Path, whole: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if line.startswith("step 4, "):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", max_epochs=4, batch_size=2, report=report, **SMALL)
+    assert lines[-1] == "stopped after 5 steps, all is saved; go on with --resume"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert checkpoint(tmp_path / "run")["global_step"] == 5
+    train(data, tmp_path / "run", max_epochs=4, resume=True, **SMALL)
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_complete_run_can_be_made_longer(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", max_epochs=1, batch_size=2, **SMALL)
+    lines: list[str] = []
+    train(data, tmp_path / "run", max_epochs=1, resume=True, report=lines.append, **SMALL)
+    assert "is complete" in lines[-1]
+    train(data, tmp_path / "run", max_epochs=3, resume=True, **SMALL)
+    assert [int(row["step"]) for row in rows(tmp_path / "run")] == [2, 4, 6]
+    assert checkpoint(tmp_path / "run")["global_step"] == 6
+
+
+def test_time_is_kept_and_remembered(data: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    run = train(data, tmp_path / "run", max_time=3, **SMALL)
+    assert 1.5 < time.monotonic() - started < 6
+    last = rows(run)[-1]
+    assert int(last["step"]) == checkpoint(run)["global_step"]
+    assert float(last["seconds"]) < 4
+    assert float(last["lr"]) < 3e-4
+    started, steps = time.monotonic(), int(last["step"])
+    train(data, run, max_time=5, resume=True, **SMALL)
+    assert time.monotonic() - started < 5
+    assert int(rows(run)[-1]["step"]) > steps
+
+
+def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
+    script = tmp_path / "both.py"
+    script.write_text(
+        textwrap.dedent("""
+            import sys
+            import torch
+            from patchtree.training import train
+
+            torch.set_num_threads(1)
+
+            if __name__ == "__main__":
+                train(sys.argv[1], sys.argv[2], max_epochs=3, batch_size=2, patch_size=8, budget=16,
+                      detail="variance", workers=0, accelerator="cpu", devices=2, strategy="ddp", lr=1e-4)
+        """)
+    )
+    assert run_python(str(script), data, tmp_path / "two") == ""
+    train(data, tmp_path / "one", max_epochs=3, batch_size=4, lr=1e-4, **SMALL)
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert [row["step"] for row in one] == [row["step"] for row in two] == ["1", "2", "3"]
+    for row, twin in zip(one, two, strict=True):
+        assert float(row["loss"]) == pytest.approx(float(twin["loss"]), abs=2e-5)
+        assert float(row["dice"]) == pytest.approx(float(twin["dice"]), abs=2e-3)
+    assert checkpoint(tmp_path / "two")["callbacks"]["Course"]["samples"] == 12
+
+
+def test_a_run_is_not_overwritten(whole: Path, data: Path) -> None:
+    with pytest.raises(InputError, match="holds a run already"):
+        train(data, whole, max_epochs=1, **SMALL)
+
+
+def test_a_resumed_run_keeps_its_options(whole: Path, data: Path) -> None:
+    with pytest.raises(InputError, match="was started with budget 16"):
+        train(data, whole, max_epochs=9, resume=True, **{**SMALL, "budget": 20})
+    with pytest.raises(InputError, match="was started with detail"):
+        train(data, whole, max_epochs=9, resume=True, detail="edges", **HERE)
+
+
+def test_resume_without_a_run_starts_one(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", max_epochs=1, resume=True, **SMALL)
+    assert (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_a_damaged_checkpoint_is_one_line(data: Path, tmp_path: Path) -> None:
+    for content in (b"", b"not a checkpoint"):
+        (tmp_path / CHECKPOINT).write_bytes(content)
+        with pytest.raises(InputError, match=f"{CHECKPOINT}: cannot be read") as caught:
+            train(data, tmp_path, max_epochs=1, resume=True, **SMALL)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_time": 0}, {"max_epochs": 0}, {"window": 0}, {"batch_size": 0}, {"lr": 0.0}, {"size": "vast"}]
+)
+def test_what_is_not_possible_is_refused(data: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        train(data, tmp_path / "run", **{**SMALL, "max_epochs": 1, **wrong})
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchtree.training.loss_of_sums", lambda sums: sums.sum() * torch.nan)
+    with pytest.raises(InputError, match="no longer a finite number"):
+        train(data, tmp_path / "run", max_epochs=1, **SMALL)
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_the_loss_is_that_of_the_whole_batch() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, 4, 4, 3, generator=rng)
+    counts = torch.randint(0, 9, logits.shape, generator=rng).float()
+    counts[3, 3:] = 0
+    sums = loss_sums(logits, counts)
+    assert loss_of_sums(sums).item() == pytest.approx(segmentation_loss(logits, counts).item(), abs=1e-6)
+    parts = [loss_sums(logits[own], counts[own]) for own in (slice(3), slice(3, None))]
+    torch.testing.assert_close(parts[0] + parts[1], sums)
+
+
+def test_only_matrices_decay() -> None:
+    task = Task(Segmenter(classes=2, patch_size=8), ("a", "b"), lr=1e-3)
+    matrices, vectors = task.configure_optimizers().param_groups
+    assert matrices["weight_decay"] > 0
+    assert vectors["weight_decay"] == 0
+    assert all(weight.ndim > 1 for weight in matrices["params"])
+    names = {id(weight): name for name, weight in task.named_parameters()}
+    assert all(names[id(weight)].endswith(("bias", "weight", "gamma")) for weight in vectors["params"])
+    assert len(names) == len(matrices["params"]) + len(vectors["params"])
+
+
+def test_defaults_come_from_the_data(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", max_epochs=1, detail="variance", **HERE)
+    options = json.loads((tmp_path / "run" / CONFIG).read_text(encoding="utf-8"))["options"]
+    assert options["budget"] == round(64 * 48 / 2400)
+    assert options["size"] == "tiny"
+    assert options["samples"] == 4
