@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from patchtree.cli import main
-from patchtree.io.images import write_image
+from patchtree.io.images import write_image, write_mask
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,42 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "disc.png"
     write_image(path, picture())
     return path
+
+
+def write_data(root: Path, names: str = "abcd", labels: dict[str, int] | None = None, seed: int = 0) -> Path:
+    """A data set of dark textured discs on bright ground, 96 x 128."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for at, name in enumerate(names):
+        rng = np.random.default_rng((seed, at))
+        y, x = np.mgrid[:96, :128]
+        cy, cx = rng.integers(30, 66, 2)
+        disc = (y - cy) ** 2 + (x - cx) ** 2 < 20**2
+        image = np.full((96, 128, 3), 220, np.uint8)
+        image[disc] = rng.integers(0, 200, (int(disc.sum()), 3))
+        write_image(root / "images" / f"{name}.png", image)
+        write_mask(root / "masks" / f"{name}.png", disc.astype(np.uint8))
+    if labels:
+        (root / "dataset.json").write_text(json.dumps({"labels": labels}))
+    return root
+
+
+TRAIN = ("--max-epochs", 4, "--patch-size", 8, "--budget", 100, "--window", 64, "--workers", 0)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A data set and a run made from it by the command line."""
+
+    data: Path
+    run: Path
+    result: Result
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    root = tmp_path_factory.mktemp("trained")
+    data = write_data(root / "data", labels={"background": 0, "disc": 1})
+    result = run_process("train", data, "--out", root / "run", *TRAIN)
+    assert result.code == 0, result
+    return Trained(data, root / "run", result)

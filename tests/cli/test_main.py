@@ -47,7 +47,7 @@ def test_every_verb_has_help_with_an_example(verb: str, run: Run) -> None:
 
 
 def test_the_fixed_verbs_exist() -> None:
-    assert {"patch", "info", "bench"} == set(VERBS)
+    assert {"demo", "patch", "train", "predict", "evaluate", "info", "bench"} == set(VERBS)
 
 
 def test_version(run: Run) -> None:
@@ -67,6 +67,12 @@ def test_version(run: Run) -> None:
         ["patch", "a.png", "--out", "x", "--patch-size", "1.5"],
         ["patch", "a.png", "--out", "x", "--detail", "beauty"],
         ["patch", "a.png", "--out", "x", "--what"],
+        ["train", "data"],
+        ["train", "data", "--out", "x", "--max-time", "soon"],
+        ["train", "data", "--out", "x", "--max-time", "00:00:00"],
+        ["train", "data", "--out", "x", "--size", "huge"],
+        ["predict", "run"],
+        ["evaluate", "run"],
     ],
 )
 def test_usage_errors_exit_with_2(words: list[str], run: Run) -> None:

@@ -9,8 +9,12 @@ import typer
 
 from patchtree.cli.bench import bench
 from patchtree.cli.common import DEBUG
+from patchtree.cli.demo import demo
+from patchtree.cli.evaluate import evaluate
 from patchtree.cli.info import info
 from patchtree.cli.patch import patch
+from patchtree.cli.predict import predict
+from patchtree.cli.train import train
 
 app = typer.Typer(
     name="patchtree",
@@ -41,8 +45,8 @@ def _options(
     DEBUG.set(debug)
 
 
-app.command()(patch)
-app.command()(info)
+for command in (demo, patch, train, predict, evaluate, info):
+    app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 
 

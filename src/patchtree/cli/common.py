@@ -33,6 +33,10 @@ _QUIET = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWa
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of images.")]
 
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that patchtree train wrote.")]
+Flips = Annotated[bool, typer.Option("--flips", help="Average over the image and its mirror images; 4 times slower.")]
+Device = Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ... (default: a GPU if any).")]
+
 
 class DetailName(str, Enum):
     """The details that have a name."""
@@ -239,3 +243,23 @@ def describe_size(shape: Sequence[int]) -> str:
     """
     channels = shape[2] if len(shape) > 2 else 1
     return f"{shape[1]:,} x {shape[0]:,} px, {channels} channel{'s' if channels > 1 else ''}"
+
+
+def parse_time(text: str) -> float:
+    """Read a duration as seconds: ``HH:MM:SS``, or ``DD:HH:MM:SS`` as Lightning's.
+
+    >>> parse_time("00:10:30"), parse_time("01:00:00:00")
+    (630.0, 86400.0)
+
+    Raises:
+        typer.BadParameter: it is none, or zero.
+    """
+    parts = text.split(":")
+    if len(parts) not in (3, 4) or not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(f"{text!r} is no time; write hours, minutes and seconds as 00:10:00")
+    seconds = 0
+    for part, unit in zip(reversed(parts), (1, 60, 3600, 86400), strict=False):
+        seconds += int(part) * unit
+    if not seconds:
+        raise typer.BadParameter(f"{text!r} leaves no time; give at least one second")
+    return float(seconds)

@@ -112,7 +112,49 @@ def _describe_tree(tree: Any) -> dict[str, Any]:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    raise NotImplementedError(path)
+    from patchtree.runs import METRICS, WEIGHTS, load_config
+
+    config = load_config(path)
+    scores = _validations(path / METRICS)
+    best = max(scores, key=lambda row: float(row["dice"]), default=None)
+    return {
+        "kind": "run",
+        "labels": config.labels,
+        "channels": config.channels,
+        "model": config.model["size"],
+        "patch_size": config.patcher["patch_size"],
+        "detail": config.patcher["detail"]["name"],
+        "pixels_a_patch": round(1 / config.density),
+        "window": config.window,
+        "train": len(config.train),
+        "val": len(config.val),
+        "dice": float(best["dice"]) if best else None,
+        "best_step": int(best["step"]) if best else None,
+        "steps": int(scores[-1]["step"]) if scores else 0,
+        "seconds": float(scores[-1]["seconds"]) if scores else 0.0,
+        "weights": (path / WEIGHTS).is_file(),
+        "versions": config.versions,
+    }
+
+
+def _validations(path: Path) -> list[dict[str, str]]:
+    """Read a run's validations, none if there are none yet.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    import csv
+
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            float(row["dice"]), int(row["step"]), float(row["seconds"])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is damaged ({error}); copy the run folder again") from error
+    return rows
 
 
 def _rounded(values: Any) -> list[float]:
@@ -125,4 +167,8 @@ def _say(value: Any) -> str:
         return ", ".join(f"{name}: {_say(item)}" for name, item in value.items())
     if isinstance(value, list):
         return ", ".join(map(_say, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none yet"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)

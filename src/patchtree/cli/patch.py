@@ -83,7 +83,9 @@ def patch(
     with progress("Patching", len(paths)) as step:
         for path, (arrays, picture) in zip(paths, outputs, strict=True):
             try:
-                result = _patch(path, patcher, arrays, picture, fits=patch_size is not None)
+                if patch_size is not None:
+                    _check_fits(path, patch_size)
+                result = patch_image(path, patcher, arrays, picture)
             except InputError as error:
                 failed += 1
                 tell_error(error)
@@ -98,7 +100,19 @@ def patch(
         raise typer.Exit(1)
 
 
-def _patch(path: Path, patcher: Patcher, arrays: Path, picture: Path, fits: bool) -> dict[str, Any]:
+def _check_fits(path: Path, patch_size: int) -> None:
+    """Refuse an image that is smaller than one patch."""
+    from patchtree.io.images import image_size
+
+    size = image_size(path)
+    if patch_size > max(size):
+        raise InputError(
+            f"{path}: patch size {patch_size} is larger than the image of {size[1]:,} x {size[0]:,} px; "
+            f"give at most {max(size)}"
+        )
+
+
+def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path) -> dict[str, Any]:
     """Patch one image, write what comes of it, and measure it.
 
     Args:
@@ -106,20 +120,16 @@ def _patch(path: Path, patcher: Patcher, arrays: Path, picture: Path, fits: bool
         patcher: what to do with it.
         arrays: where the patches go.
         picture: where the picture of the leaves goes.
-        fits: refuse an image that is smaller than a patch.
+
+    Returns:
+        What ``patch --json`` prints of an image.
     """
     import numpy as np
 
-    from patchtree.io.files import replacing
-    from patchtree.io.images import image_size, read_image, write_image
+    from patchtree.files import replacing
+    from patchtree.io.images import read_image, write_image
     from patchtree.show import show
 
-    size = image_size(path)
-    if fits and patcher.patch_size > max(size):
-        raise InputError(
-            f"{path}: patch size {patcher.patch_size} is larger than the image of {describe_size(size)}; "
-            f"give at most {max(size)}"
-        )
     times = [perf_counter()]
     image = read_image(path)
     times.append(perf_counter())
@@ -134,7 +144,7 @@ def _patch(path: Path, patcher: Patcher, arrays: Path, picture: Path, fits: bool
         patches.save(temporary)
     write_image(picture, show(image, tree))
     side = tree.patch_size
-    uniform = -(-size[0] // side) * -(-size[1] // side)
+    uniform = -(-len(image) // side) * -(-image.shape[1] // side)
     sizes, counts = np.unique(tree.sizes(), return_counts=True)
     psnr = measure_psnr(image, patches)
     return {

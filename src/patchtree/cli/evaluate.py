@@ -1,0 +1,163 @@
+"""`patchtree evaluate`: a run and a data set in, Dice and IoU out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from patchtree.cli.common import Device, Flips, Json, Run, given, print_json, progress, verb
+from patchtree.errors import InputError
+
+if TYPE_CHECKING:
+    from patchtree.datasets import DataSet, Pair
+    from patchtree.inference import Predictor
+    from patchtree.runs import RunConfig
+
+
+@verb
+def evaluate(
+    run: Run,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder with images/ and masks/ of the same names.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also the images that the run was trained on, if DATA is its own data.")
+    ] = False,
+    flips: Flips = False,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Compare a run's predictions with masks: Dice and IoU of each class.
+
+    Pixels are those of the original images. Dice and IoU are of the pixels of
+    all images together; the means are over images, of those that have the
+    class or were given it.
+
+    If DATA has exactly the images that the run was made from, by name, only
+    those held out from training are taken (its best weights were chosen on
+    them, so a test on other images says more). --all takes all of them.
+
+    Example: patchtree evaluate runs/glands glands --json
+    """
+    from patchtree.datasets import choose, find_data
+    from patchtree.inference import load
+
+    predictor = load(run, **given(device=device))
+    config = predictor.config
+    dataset = find_data(data)
+    _check_labels(data, dataset, config)
+    own = {pair.name for pair in dataset.pairs} == {*config.train, *config.val}
+    if own and not everything:
+        dataset = choose(dataset, config.val)
+    with progress("Evaluating", len(dataset)) as step:
+        result = score(predictor, dataset.pairs, flips, step)
+    chosen_on = [pair for pair in dataset.pairs if own and pair.name in config.val]
+    trained_on = [pair for pair in dataset.pairs if own and pair.name in config.train]
+    if json:
+        place = {"run": str(run), "data": str(data)}
+        print_json({**place, "trained_on": len(trained_on), "chosen_on": len(chosen_on), **result})
+        return
+    seen = f"; {len(trained_on)} were trained on, {len(chosen_on)} chose the best weights" if own else ""
+    typer.echo(f"{run} on {data}: {len(dataset)} image{'s' if len(dataset) > 1 else ''}{seen}")
+    _print_table(result)
+
+
+def score(
+    predictor: Predictor, pairs: Sequence[Pair], flips: bool = False, step: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Predict images and compare with their masks.
+
+    Args:
+        predictor: a loaded run.
+        pairs: images and masks.
+        flips: average over flipped images.
+        step: called after each image.
+
+    Returns:
+        What ``evaluate --json`` prints: Dice and IoU of each class over all pixels and as a mean over images, the means
+        over classes without the first (background), and each image's own. None where a class is neither in the masks
+        nor predicted.
+    """
+    import torch
+
+    from patchtree.inference import evaluate
+    from patchtree.metrics import dice, iou
+
+    labels = list(predictor.config.labels)
+    tables = []
+    for table in evaluate(predictor, pairs, flips=flips):
+        tables.append(table)
+        step()
+    stacked = torch.stack(tables)
+    total = stacked.sum(0)
+    dices = torch.stack([dice(table) for table in tables])
+    ious = torch.stack([iou(table) for table in tables])
+    foreground = slice(1, None)
+    return {
+        "images": len(pairs),
+        "classes": {
+            label: {
+                "dice": _number(dice(total)[at]),
+                "iou": _number(iou(total)[at]),
+                "mean_dice": _number(dices[:, at].nanmean()),
+                "mean_iou": _number(ious[:, at].nanmean()),
+                "pixels": int(total[at].sum()),
+            }
+            for at, label in enumerate(labels)
+        },
+        "dice": _number(dice(total)[foreground].nanmean()),
+        "iou": _number(iou(total)[foreground].nanmean()),
+        "mean_dice": _number(dices[:, foreground].nanmean(0).nanmean()),
+        "mean_iou": _number(ious[:, foreground].nanmean(0).nanmean()),
+        "by_image": {
+            pair.name: {
+                label: {"dice": _number(dices[row, at]), "iou": _number(ious[row, at])}
+                for at, label in enumerate(labels)
+            }
+            for row, pair in enumerate(pairs)
+        },
+    }
+
+
+def _number(value: Any) -> float | None:
+    """Give a number as JSON can hold it."""
+    number = float(value)
+    return None if number != number else number
+
+
+def _check_labels(data: Path, dataset: DataSet, config: RunConfig) -> None:
+    """Refuse masks whose ids mean something else than the run's.
+
+    Raises:
+        InputError: they do.
+    """
+    known = {label: name for name, label in config.labels.items()}
+    for name, label in dataset.labels.items():
+        # Ids that no dataset.json names are called "class 1" and so on: those fit any name.
+        unnamed = f"class {label}" if label else "background"
+        if label not in known or (name != known[label] and unnamed not in (name, known[label])):
+            raise InputError(
+                f"{data}: its id {label} is {name!r}, but the run knows "
+                f"{', '.join(f'{label} {name!r}' for label, name in known.items())}; give data with the run's labels"
+            )
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    """Print the scores for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = ("dice", "iou", "mean_dice", "mean_iou")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("class")
+    for heading in ("Dice", "IoU", "mean Dice", "mean IoU", "pixels"):
+        table.add_column(heading, justify="right")
+    for label, scores in result["classes"].items():
+        table.add_row(label, *(_say(scores[name]) for name in names), f"{scores['pixels']:,}")
+    table.add_row("mean but first", *(_say(result[name]) for name in names), style="bold")
+    Console().print(table)
+
+
+def _say(score: float | None) -> str:
+    return "-" if score is None else f"{score:.4f}"

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patchtree.inference import load
+from patchtree.io.images import read_image, read_mask, write_image
+
+from .conftest import Run, Trained, picture, run_process
+
+
+def test_masks_of_the_images_own_size(run: Run, trained: Trained, tmp_path: Path) -> None:
+    paths = []
+    for at, shape in enumerate([(96, 128), (33, 17), (1, 1), (3000, 2)]):
+        paths.append(tmp_path / f"{at}.png")
+        write_image(paths[-1], picture(*shape, seed=at))
+    result = run("predict", trained.run, *paths, "--out", tmp_path / "new" / "masks", "--json")
+    assert (result.code, result.err) == (0, "")
+    predictor = load(trained.run)
+    for path, figures in zip(paths, result.json, strict=True):
+        mask = tmp_path / "new" / "masks" / path.name
+        assert (figures["image"], figures["files"]) == (str(path), [str(mask)])
+        ids, image = read_mask(mask), read_image(path)
+        assert ids.shape == image.shape[:2]
+        np.testing.assert_array_equal(ids, predictor(image))
+        assert figures["pixels"] == {"background": int((ids == 0).sum()), "disc": int((ids == 1).sum())}
+
+
+def test_probabilities_and_flips(run: Run, trained: Trained, tmp_path: Path) -> None:
+    path = trained.data / "images" / "a.png"
+    result = run("predict", trained.run, path, "--out", tmp_path, "--probabilities", "--flips")
+    assert (result.code, result.err) == (0, "")
+    shares = read_image(tmp_path / "a_probabilities.tif")
+    expected = load(trained.run).probabilities(read_image(path), flips=True)
+    np.testing.assert_allclose(shares, expected, atol=1e-6)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), expected.argmax(-1))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "a_probabilities.tif"]
+
+
+def test_images_too_large_for_png(run: Run, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchtree.io.images._PNG_SIDE", 100)
+    result = run("predict", trained.run, trained.data / "images" / "a.png", "--out", tmp_path)
+    assert (result.code, result.err) == (0, "")
+    assert read_mask(tmp_path / "a.tif").shape == (96, 128)
+
+
+def test_one_bad_image_among_good_ones(run: Run, trained: Trained, tmp_path: Path) -> None:
+    grey, broken = tmp_path / "grey.png", tmp_path / "broken.png"
+    write_image(grey, picture()[..., 0])
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    words = ["predict", trained.run, grey, broken, trained.data / "images", "--out", tmp_path / "out", "--json"]
+    result = run(*words)
+    assert result.code == 1
+    assert len(result.json) == 4
+    lines = result.err.splitlines()
+    assert len(lines) == 2
+    assert any(line.startswith(f"error: {grey}: the image has 1 channel") for line in lines)
+    assert any(line.startswith(f"error: {broken}: ") for line in lines)
+
+
+def test_nothing_is_overwritten(run: Run, trained: Trained, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(trained.data / "images", images)
+    assert run("predict", trained.run, images, "--out", images).failed_with("a.png", "overwritten", "--out")
+    np.testing.assert_array_equal(read_image(images / "a.png"), read_image(trained.data / "images" / "a.png"))
+    Image.fromarray(picture()).save(images / "a.jpg")
+    assert run("predict", trained.run, images, "--out", tmp_path / "out").failed_with("a.jpg", "a.png")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors"])
+@pytest.mark.parametrize("verb", ["predict", "evaluate"])
+def test_a_run_that_misses_a_file(name: str, verb: str, run: Run, trained: Trained, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained.run, copy, ignore=shutil.ignore_patterns(name))
+    words = [trained.data / "images", "--out", tmp_path] if verb == "predict" else [trained.data]
+    assert run(verb, copy, *words).failed_with(str(copy), name)
+
+
+def test_a_run_that_is_damaged_or_newer(run: Run, trained: Trained, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained.run, copy)
+    words = ["predict", copy, trained.data / "images", "--out", tmp_path]
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "format": 99}))
+    assert run(*words).failed_with("config.json", "99", "update patchtree")
+    assert run("info", copy).failed_with("config.json", "99", "update patchtree")
+    (copy / "config.json").write_text("{")
+    assert run(*words).failed_with("config.json")
+    (copy / "config.json").write_text(json.dumps({**config, "model": {**config["model"], "size": "small"}}))
+    assert run(*words).failed_with("weights.safetensors")
+    (copy / "config.json").write_text(json.dumps(config))
+    weights = (copy / "weights.safetensors").read_bytes()
+    (copy / "weights.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert run(*words).failed_with("weights.safetensors")
+    assert run("predict", tmp_path / "none", *words[2:]).failed_with("none")
+
+
+def test_a_device_that_is_not_here(run: Run, trained: Trained, tmp_path: Path) -> None:
+    words = [trained.data / "images", "--out", tmp_path, "--device"]
+    assert run("predict", trained.run, *words, "cuda:99").failed_with("cuda:99")
+    assert run("predict", trained.run, *words, "abacus").failed_with("abacus")
+
+
+def test_as_a_process(trained: Trained, tmp_path: Path) -> None:
+    result = run_process("predict", trained.run, trained.data / "images", "--out", tmp_path / "out")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.count("\n") == 4
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4

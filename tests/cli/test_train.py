@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+
+from patchtree.cli.common import DetailName
+from patchtree.cli.train import SizeName
+from patchtree.detail import DETAILS
+from patchtree.io.images import write_image, write_mask
+from patchtree.models import segmenter
+from patchtree.runs import load_config
+
+from .conftest import TRAIN, Run, Trained, picture, write_data
+
+
+def test_names_on_the_command_line_are_those_of_the_library() -> None:
+    assert [name.value for name in DetailName] == list(DETAILS)
+    for name in SizeName:
+        segmenter.Segmenter(classes=2, size=name.value)
+
+
+def test_a_run_is_made(trained: Trained) -> None:
+    assert trained.result.out == ""
+    assert "best Dice" in trained.result.err
+    config = load_config(trained.run)
+    assert config.labels == {"background": 0, "disc": 1}
+    assert (config.patcher["patch_size"], config.patcher["budget"], config.window) == (8, 100, 64)
+    assert len(config.train) + len(config.val) == 4
+    assert {path.name for path in trained.run.iterdir()} >= {"config.json", "weights.safetensors", "metrics.csv"}
+
+
+def test_every_option_reaches_the_library(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from patchtree import training
+
+    asked: dict[str, Any] = {}
+
+    def train(data: Path, out: Path, **options: Any) -> None:
+        asked.update(options, data=data, out=out)
+
+    known = get_type_hints(training.train)
+    monkeypatch.setattr(training, "train", train)
+    given = {
+        "max_time": "00:10:05",
+        "max_epochs": 3,
+        "patch_size": 8,
+        "budget": 99,
+        "detail": "residual",
+        "size": "base",
+        "window": 512,
+        "batch_size": 2,
+        "lr": 0.01,
+        "workers": 3,
+        "devices": 2,
+        "num_nodes": 4,
+        "strategy": "ddp",
+        "precision": "bf16-mixed",
+        "seed": 7,
+    }
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert run("train", "data", "--out", "run", "--resume", *words).code == 0
+    asked.pop("report")
+    assert asked == {**given, "max_time": 605.0, "resume": True, "data": Path("data"), "out": Path("run")}
+    assert asked.keys() <= known.keys()
+    asked.clear()
+    assert run("train", "data", "--out", "run", "--devices", "0,1").code == 0
+    assert asked.keys() == {"data", "out", "report", "devices"}
+    assert asked["devices"] == "0,1"
+
+
+def test_a_folder_that_holds_a_run(run: Run, trained: Trained) -> None:
+    before = (trained.run / "weights.safetensors").read_bytes()
+    assert run("train", trained.data, "--out", trained.run, *TRAIN).failed_with(str(trained.run), "--resume")
+    assert (trained.run / "weights.safetensors").read_bytes() == before
+
+
+def test_resume_keeps_options(run: Run, trained: Trained) -> None:
+    result = run("train", trained.data, "--out", trained.run, "--resume", "--patch-size", 16, "--max-epochs", 4)
+    assert result.failed_with("patch_size")
+
+
+def mask_of_another_size(data: Path) -> None:
+    write_mask(data / "masks" / "b.png", np.eye(50, dtype=np.uint8))
+
+
+def unknown_label(data: Path) -> None:
+    ids = np.zeros((96, 128), np.uint8)
+    ids[3] = 7
+    write_mask(data / "masks" / "b.png", ids)
+
+
+def image_without_mask(data: Path) -> None:
+    (data / "masks" / "b.png").unlink()
+
+
+def mask_without_image(data: Path) -> None:
+    (data / "images" / "b.png").unlink()
+
+
+def truncated_image(data: Path) -> None:
+    path = data / "images" / "b.png"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def truncated_mask(data: Path) -> None:
+    path = data / "masks" / "b.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def colour_mask(data: Path) -> None:
+    write_image(data / "masks" / "b.png", picture(96, 128))
+
+
+def only_background(data: Path) -> None:
+    for name in "abcd":
+        write_mask(data / "masks" / f"{name}.png", np.zeros((96, 128), np.uint8))
+
+
+def damaged_labels(data: Path) -> None:
+    (data / "dataset.json").write_text("{labels")
+
+
+def labels_with_a_gap(data: Path) -> None:
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "disc": 2}}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (mask_of_another_size, ["b.png", "50 x 50"]),
+        (unknown_label, ["b.png", "id 7"]),
+        (image_without_mask, ["b.png", "no mask"]),
+        (mask_without_image, ["b.png", "no image"]),
+        (truncated_image, ["b.png", "cut short"]),
+        (truncated_mask, ["b.png", "cut short"]),
+        (colour_mask, ["b.png", "class ids"]),
+        (only_background, ["background", "nothing to learn"]),
+        (damaged_labels, ["dataset.json"]),
+        (labels_with_a_gap, ["dataset.json", "gaps"]),
+    ],
+)
+def test_bad_data(spoil: Any, words: list[str], run: Run, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", labels={"background": 0, "disc": 1})
+    spoil(data)
+    assert run("train", data, "--out", tmp_path / "run", *TRAIN).failed_with(*words)
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "0"], "budget 0"),
+        (["--patch-size", "0"], "patch size 0"),
+        (["--window", "0"], "window 0"),
+        (["--batch-size", "0"], "batch_size 0"),
+        (["--max-epochs", "0"], "max_epochs"),
+    ],
+)
+def test_options_that_cannot_be(words: list[str], message: str, run: Run, trained: Trained, tmp_path: Path) -> None:
+    assert run("train", trained.data, "--out", tmp_path / "run", *words).failed_with(message)
+
+
+def test_no_data(run: Run, tmp_path: Path) -> None:
+    assert run("train", tmp_path / "nowhere", "--out", tmp_path / "run").failed_with("nowhere: no such folder")
+    assert run("train", tmp_path, "--out", tmp_path / "run").failed_with("images/")
+
+
+def test_info_says_what_a_run_is(run: Run, trained: Trained, tmp_path: Path) -> None:
+    [result] = run("info", trained.run, "--json").json
+    assert (result["kind"], result["model"], result["patch_size"], result["detail"]) == ("run", "tiny", 8, "edges")
+    assert result["labels"] == {"background": 0, "disc": 1}
+    assert (result["train"], result["val"], result["weights"]) == (3, 1, True)
+    assert 0 <= result["dice"] <= 1
+    assert 0 < result["best_step"] <= result["steps"]
+    assert "background: 0, disc: 1" in run("info", trained.run).out
+    assert run("info", tmp_path).failed_with("config.json is missing")
