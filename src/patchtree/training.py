@@ -114,7 +114,7 @@ def train(
         resume: go on with the run in `out`, if there is one. It keeps its patches, model, split and optimizer.
         patch_size: pixels on a side of a patch, ``p``; None: 16.
         budget: tokens for an image of median area, others in proportion; None chooses by the images' size.
-        detail: where leaves are small, see `Patcher`; None: ``"edges"``.
+        detail: where leaves are small, see `Patcher`; None: ``"residual"``.
         size: of the model, see `Segmenter`; None: ``"small"`` on a GPU, ``"tiny"`` without.
         window: side of the training windows in pixels, smaller images are seen whole; None: 1024.
         batch_size: windows a step and process; None: 8.
@@ -402,7 +402,7 @@ def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Opt
     values: dict[str, Any] = {
         "patch_size": 16,
         "budget": max(1, round(choose_density(shapes) * median(areas))),
-        "detail": "edges",
+        "detail": "residual",
         "size": size,
         "window": 1024,
         "batch_size": 8,
