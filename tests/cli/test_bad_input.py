@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from .conftest import Run, picture, run_process
+from .conftest import TRAIN, Run, Trained, picture, run_process, write_data
 
 
 def empty(path: Path) -> None:
@@ -130,3 +130,28 @@ def test_a_disk_that_fills_up_while_writing(limit: int, image: Path, tmp_path: P
     # No half-written file stays behind.
     assert not [path for path in (tmp_path / "out").iterdir() if path.stat().st_size == limit]
     assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("limit", [3000, 3_000_000])
+def test_a_disk_that_fills_up_while_training(limit: int, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    result = run_process(
+        *("train", data, "--out", tmp_path / "run", *TRAIN),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    last = result.err.splitlines()[-1]
+    assert result.code == 1
+    assert last.startswith("error: ")
+    assert "free" in last
+    assert "a bug in" not in last
+    assert "Traceback" not in result.err
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+def test_a_disk_that_fills_up_while_predicting(trained: Trained, tmp_path: Path) -> None:
+    result = run_process(
+        *("predict", trained.run, trained.data / "images" / "a.png", "--out", tmp_path / "out", "--probabilities"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)),
+    )
+    assert result.failed_with("a_probabilities.tif", "file too large", "free some space")
+    assert not list((tmp_path / "out").iterdir())

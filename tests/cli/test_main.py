@@ -117,6 +117,7 @@ def test_a_bug_is_called_one(run: Run, image: Path, tmp_path: Path, monkeypatch:
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), "not enough memory on the GPU"),
         (PermissionError(13, "Permission denied", "x.npz"), "x.npz: permission denied"),
         (OSError(28, "No space left on device"), "no space left on device"),
+        (OSError("4096 requested and 512 written"), "4096 requested and 512 written; check the free space"),
     ],
 )
 def test_the_machine_at_fault(

@@ -92,6 +92,9 @@ def tell_error(error: Exception) -> None:
         case OSError(strerror=str() as reason, filename=name):
             message = f"{name}: {reason.lower()}" if name is not None else f"{reason.lower()}"
             message += "; check the path, its permissions and the free space"
+        case OSError():
+            # NumPy's short writes have no error number: "4096 requested and 512 written".
+            message = f"reading or writing failed, {error}; check the free space and the permissions"
         case MemoryError():
             message = f"not enough memory ({error}); give smaller images or a smaller budget, or free some memory"
         case _ if type(error).__name__ == "OutOfMemoryError":
