@@ -202,7 +202,7 @@ def fresh(script: str, case: Case, threads: int = 1, timeout: float | None = Non
             why = _wait(process, timeout, memory)
         finally:
             _end(process)
-        if out.exists():
+        if why is None and process.returncode == 0:
             return dict(json.loads(out.read_text()))
         return {"failed": why or _reason(process.returncode, log.read_text(errors="replace"))}
 
@@ -228,7 +228,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _reason(code: int, log: str) -> str:
     lines = log.strip().splitlines() or [f"exit code {code}"]
-    if code == -signal.SIGKILL or any(sign in lines[-1] for sign in ("OutOfMemory", "MemoryError", "allocate memory")):
+    signs = ("OutOfMemory", "MemoryError", "allocate memory", "Insufficient memory")
+    if code == -signal.SIGKILL or any(sign in lines[-1] for sign in signs):
         return "out of memory"
     return lines[-1]
 

@@ -196,12 +196,14 @@ def report(args: Any) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     parser = common.options(__doc__)
-    parser.add_argument("--images", nargs="+", default=[], metavar="FILE", help="your own images instead of the tables")
+    parser.add_argument(
+        "--images", nargs="+", default=[], metavar="FILE", help="8-bit RGB or grey ones of your own instead"
+    )
     parser.add_argument("--picture", default="ihc", choices=("ihc", "retina"), help="what the image is made of")
     parser.add_argument("--patch-size", type=int, default=8)
     parser.add_argument("--side", type=int, default=4096, help="of the image, in pixels")
     parser.add_argument("--budgets", type=int, nargs="+", default=[16384, 65536])
-    parser.add_argument("--peer-budgets", type=int, nargs="+", default=[4096, 16384], help="for the published way")
+    parser.add_argument("--peer-budgets", type=int, nargs="+", default=[16384, 65536], help="for the published way")
     parser.add_argument("--pixels-per-token", type=int, default=1024, help="in the growth with pixels")
     parser.add_argument("--largest", type=int, default=16384, help="side of the largest image")
     parser.add_argument("--repeats", type=int, default=15)

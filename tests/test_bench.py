@@ -126,6 +126,10 @@ def test_loss_on_patches_is_that_of_the_image() -> None:
     assert loss.largest_difference(patches, image) < 1e-5
     patches["values"]["Dice"][0] *= 1.01
     assert loss.largest_difference(patches, image) > 0.009
+    patches["values"]["Dice"][0] = float("nan")
+    assert np.isnan(loss.largest_difference(patches, image))
+    image["values"]["Dice"][0] = float("nan")
+    assert loss.largest_difference(patches, image) < 1e-5
 
 
 def test_training_step_both_ways() -> None:

@@ -19,8 +19,9 @@ Square = tuple[int, int, int]
 
 
 def find_edges(image: NDArray[np.uint8], low: float, high: float) -> NDArray[np.uint8]:
-    """Grey, Gaussian blur, Canny: ``(H, W, 3)`` -> ``(H, W)``, 255 on edges."""
-    return cv2.Canny(cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (3, 3), 0), low, high)
+    """Grey, Gaussian blur, Canny: ``(H, W, 3)`` or ``(H, W)`` -> ``(H, W)``, 255 on edges."""
+    grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return cv2.Canny(cv2.GaussianBlur(grey, (3, 3), 0), low, high)
 
 
 def split_by_list(edges: NDArray[np.uint8], patch_size: int, budget: int) -> list[Square]:
