@@ -159,6 +159,28 @@ def test_ctrl_c_saves_and_stops(data: Path, whole: Path, tmp_path: Path) -> None
     assert_same(tmp_path / "run", whole)
 
 
+def test_sigterm_saves_and_stops(data: Path, whole: Path, tmp_path: Path) -> None:
+    def report(line: str) -> None:
+        if line.startswith("step 4, "):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        train(data, tmp_path / "run", max_epochs=4, batch_size=2, report=report, **SMALL)
+    assert checkpoint(tmp_path / "run")["global_step"] == 4
+    train(data, tmp_path / "run", max_epochs=4, resume=True, **HERE)
+    assert_same(tmp_path / "run", whole)
+
+
+def test_the_bar_goes_to_standard_error(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    train(data, tmp_path / "run", max_epochs=1, **{**SMALL, "progress": True})
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "100%" in said.err
+
+
 def test_a_complete_run_can_be_made_longer(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run", max_epochs=1, batch_size=2, **SMALL)
     lines: list[str] = []
@@ -183,28 +205,45 @@ def test_time_is_kept_and_remembered(data: Path, tmp_path: Path) -> None:
     assert int(rows(run)[-1]["step"]) > steps
 
 
-def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Adam hardly cares for the scale of gradients, so their norm is compared too.
     script = tmp_path / "both.py"
     script.write_text(
         textwrap.dedent("""
             import sys
+            from pathlib import Path
+
             import torch
-            from patchtree.training import train
+            from patchtree.training import Task, train
 
             torch.set_num_threads(1)
 
+            def note(task, optimizer):
+                if task.global_rank == 0:
+                    norm = torch.nn.utils.get_total_norm([weight.grad for weight in task.parameters()])
+                    with Path(sys.argv[3]).open("a") as file:
+                        print(norm.item(), file=file)
+
             if __name__ == "__main__":
+                Task.on_before_optimizer_step = note
                 train(sys.argv[1], sys.argv[2], max_epochs=3, batch_size=2, patch_size=8, budget=16,
                       detail="variance", workers=0, accelerator="cpu", devices=2, strategy="ddp", lr=1e-4)
         """)
     )
-    assert run_python(str(script), data, tmp_path / "two") == ""
+    assert run_python(str(script), data, tmp_path / "two", tmp_path / "norms.txt") == ""
+    norms: list[float] = []
+
+    def note(task: Task, optimizer: object) -> None:
+        norms.append(torch.nn.utils.get_total_norm([weight.grad for weight in task.parameters()]).item())
+
+    monkeypatch.setattr(Task, "on_before_optimizer_step", note)
     train(data, tmp_path / "one", max_epochs=3, batch_size=4, lr=1e-4, **SMALL)
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert [row["step"] for row in one] == [row["step"] for row in two] == ["1", "2", "3"]
     for row, twin in zip(one, two, strict=True):
         assert float(row["loss"]) == pytest.approx(float(twin["loss"]), abs=2e-5)
         assert float(row["dice"]) == pytest.approx(float(twin["dice"]), abs=2e-3)
+    assert [float(line) for line in (tmp_path / "norms.txt").read_text().split()] == pytest.approx(norms, rel=1e-3)
     assert checkpoint(tmp_path / "two")["callbacks"]["Course"]["samples"] == 12
 
 

@@ -297,7 +297,8 @@ class Bar(Callback):
 
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         self.course = course
-        self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        # What goes to a file must not pass through the bar's terminal.
+        self.bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
         self.task = self.bar.add_task("training", total=1.0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
