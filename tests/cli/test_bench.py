@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from .conftest import Run
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A source checkout with two benchmarks and what they share."""
-    monkeypatch.setattr("patchtree.__file__", str(tmp_path / "src" / "patchtree" / "__init__.py"))
     folder = tmp_path / "bench"
+    monkeypatch.setattr(import_module("patchtree.cli.bench"), "_FOLDER", folder)
     folder.mkdir()
     (folder / "common.py").touch()
     (folder / "loss.py").write_text("import sys; print('loss', *sys.argv[1:]); sys.exit(3)")
@@ -34,5 +35,5 @@ def test_an_unknown_one(checkout: Path, run: Run) -> None:
 
 
 def test_without_a_checkout(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patchtree.__file__", str(tmp_path / "lib" / "patchtree" / "__init__.py"))
+    monkeypatch.setattr(import_module("patchtree.cli.bench"), "_FOLDER", tmp_path / "bench")
     assert run("bench").failed_with("clone the repository")

@@ -173,6 +173,8 @@ def test_warnings_for_developers_are_not_for_users(run: Run, image: Path, monkey
     monkeypatch.setattr(import_module("patchtree.cli.info"), "_image", warn)
     result = run("info", image)
     assert (result.code, result.err) == (0, "warning: a UserWarning of two lines\n")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run("info", image).err == ""
 
 
 def test_names_that_no_terminal_can_show(tmp_path: Path) -> None:

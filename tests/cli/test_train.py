@@ -170,7 +170,8 @@ def test_no_data(run: Run, tmp_path: Path) -> None:
 
 def test_info_says_what_a_run_is(run: Run, trained: Trained, tmp_path: Path) -> None:
     [result] = run("info", trained.run, "--json").json
-    assert (result["kind"], result["model"], result["patch_size"], result["detail"]) == ("run", "tiny", 8, "edges")
+    detail = load_config(trained.run).patcher["detail"]["name"]
+    assert (result["kind"], result["model"], result["patch_size"], result["detail"]) == ("run", "tiny", 8, detail)
     assert result["labels"] == {"background": 0, "disc": 1}
     assert (result["train"], result["val"], result["weights"]) == (3, 1, True)
     assert 0 <= result["dice"] <= 1

@@ -10,6 +10,8 @@ import typer
 from patchtree.cli.common import verb
 from patchtree.errors import InputError
 
+_FOLDER = Path(__file__).resolve().parents[3] / "bench"
+
 
 @verb
 def bench(
@@ -26,13 +28,10 @@ def bench(
     import subprocess
     import sys
 
-    import patchtree
-
-    folder = Path(patchtree.__file__).resolve().parents[2] / "bench"
-    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "common")
+    names = sorted(path.stem for path in _FOLDER.glob("*.py") if path.stem != "common")
     if not names:
         raise InputError(
-            f"{folder}: no benchmarks here, they are not part of the installed package; clone the repository, "
+            f"{_FOLDER}: no benchmarks here, they are not part of the installed package; clone the repository, "
             "install it with pip install -e . and run again"
         )
     if name is None:
@@ -40,4 +39,4 @@ def bench(
         return
     if name not in names:
         raise InputError(f"{name}: no such benchmark; choose one of {', '.join(names)}")
-    raise typer.Exit(subprocess.run([sys.executable, folder / f"{name}.py", *context.args], check=False).returncode)
+    raise typer.Exit(subprocess.run([sys.executable, _FOLDER / f"{name}.py", *context.args], check=False).returncode)

@@ -113,7 +113,9 @@ def told_warnings() -> Iterator[None]:
     seen: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if str(message) not in seen:
+        # Of the processes of one training the first speaks for all.
+        speaks = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+        if speaks and str(message) not in seen:
             seen.add(str(message))
             tell(str(message), kind="warning")
 
