@@ -91,7 +91,7 @@ def count_labels(mask: NDArray[Any], tree: Tree, classes: int, ignore: int | Non
 
 
 def _count(member: NDArray[np.bool_], tree: Tree) -> NDArray[np.float32]:
-    """Count the true pixels under each patch pixel, by halving sums: nothing lies outside the image, so all is exact."""
+    """Count the true pixels under each patch pixel, exactly: by halving sums, with nothing outside the image."""
     counts = np.empty((len(tree), *(tree.patch_size,) * tree.ndim), np.float32)
     sums: NDArray[Any] = member.view(np.uint8)
     for level in range(int(tree.level.max()) + 1):
