@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from patchtree.errors import InputError
-from patchtree.losses import cross_entropy, dice_loss, focal_loss, segmentation_loss
+from patchtree.losses import cross_entropy, dice_loss, focal_loss, loss_of_sums, loss_sums, segmentation_loss
 from patchtree.patches import count_labels
 from patchtree.tokens import pad
 from patchtree.tree import Tree, cover_level, grow
@@ -135,19 +135,25 @@ def test_focal_loss_is_monai_s_mean_times_the_classes() -> None:
     assert_same(scene, focal_loss(scene.logits, scene.counts), expected)
 
 
-@pytest.mark.parametrize("batch", [False, True])
-@pytest.mark.parametrize("weight", [None, torch.tensor([0.1, 1.0, 2.5, 0.7])])
-def test_segmentation_loss_is_monai_s_dice_ce(weight: Tensor | None, batch: bool) -> None:
+def test_segmentation_loss_is_monai_s_dice_ce() -> None:
     scene = make_scene((37, 91), ignored=0)
-    dice = DiceCELoss(include_background=False, softmax=True, batch=batch, lambda_ce=0)
-    expected = dice(scene.painted, scene.one_hot) + F.cross_entropy(scene.painted, scene.masks, weight)
-    assert_same(scene, segmentation_loss(scene.logits, scene.counts, weight, batch), expected)
+    expected = DiceCELoss(include_background=False, softmax=True, batch=True)(scene.painted, scene.one_hot)
+    assert_same(scene, segmentation_loss(scene.logits, scene.counts), expected)
 
 
 def test_segmentation_loss_is_its_parts() -> None:
     scene = make_scene((37, 91))
     parts = cross_entropy(scene.logits, scene.counts) + dice_loss(scene.logits, scene.counts, False, batch=True)
     assert_same(scene, segmentation_loss(scene.logits, scene.counts), parts)
+
+
+def test_batches_can_be_added_before_the_loss() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, 4, 4, 3, generator=rng)
+    counts = torch.randint(0, 9, logits.shape, generator=rng).float()
+    counts[3, 3:] = 0
+    parts = [loss_sums(logits[own], counts[own]) for own in (slice(3), slice(3, None))]
+    torch.testing.assert_close(loss_of_sums(parts[0] + parts[1]), segmentation_loss(logits, counts))
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]

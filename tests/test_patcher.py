@@ -107,7 +107,16 @@ def test_bad_images_are_refused() -> None:
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    for content in (b"", b"no zip at all"):
-        (tmp_path / "a.npz").write_bytes(content)
+    path = tmp_path / "a.npz"
+    Patcher(budget=16)(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)).save(path)
+    whole = path.read_bytes()
+    spoilt = bytearray(whole)
+    spoilt[200:400] = bytes(200)
+    np.savez(tmp_path / "other.npz", pixels=np.zeros(3))
+    other = (tmp_path / "other.npz").read_bytes()
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    array = (tmp_path / "array.npy").read_bytes()
+    for content in (b"", b"no zip at all", whole[:-40], whole[: len(whole) // 2], bytes(spoilt), other, array):
+        path.write_bytes(content)
         with pytest.raises(InputError, match=r"a\.npz: not a patches file"):
-            Patches.load(tmp_path / "a.npz")
+            Patches.load(path)

@@ -20,10 +20,9 @@ from safetensors.torch import load_file
 
 from patchtree.errors import InputError
 from patchtree.io.images import write_image, write_mask
-from patchtree.losses import segmentation_loss
 from patchtree.models.segmenter import Segmenter
 from patchtree.runs import CHECKPOINT, CONFIG, METRICS, WEIGHTS, load_config, weights_metadata
-from patchtree.training import Task, loss_of_sums, loss_sums, train
+from patchtree.training import Task, train
 
 HERE: dict[str, Any] = {"workers": 0, "accelerator": "cpu", "progress": False}
 SMALL: dict[str, Any] = {"patch_size": 8, "budget": 16, "detail": "variance", **HERE}
@@ -287,17 +286,6 @@ def test_a_loss_that_is_not_finite_ends_the_training(
     with pytest.raises(InputError, match="no longer a finite number"):
         train(data, tmp_path / "run", max_epochs=1, **SMALL)
     assert not (tmp_path / "run" / WEIGHTS).exists()
-
-
-def test_the_loss_is_that_of_the_whole_batch() -> None:
-    rng = torch.Generator().manual_seed(0)
-    logits = torch.randn(4, 5, 4, 4, 3, generator=rng)
-    counts = torch.randint(0, 9, logits.shape, generator=rng).float()
-    counts[3, 3:] = 0
-    sums = loss_sums(logits, counts)
-    assert loss_of_sums(sums).item() == pytest.approx(segmentation_loss(logits, counts).item(), abs=1e-6)
-    parts = [loss_sums(logits[own], counts[own]) for own in (slice(3), slice(3, None))]
-    torch.testing.assert_close(parts[0] + parts[1], sums)
 
 
 def test_only_matrices_decay() -> None:

@@ -79,7 +79,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.settings.seed, index))
-        source, window = self.windows._draw(rng)
+        source, window = self.windows.draw(rng)
         window = vary_window(window, rng)
         image, ids = vary_colours(take(source.image(), window), rng), take(source.mask(), window, ids=True)
         mean, square = np.array(source.mean), np.array(source.square)

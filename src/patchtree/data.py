@@ -155,7 +155,7 @@ class Windows(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Draw a sample; `index` may exceed the length, see above."""
         rng = np.random.default_rng((self.seed, *divmod(index, self.length)))
-        source, window = self._draw(rng)
+        source, window = self.draw(rng)
         if self.augment:
             window = vary_window(window, rng)
         image = take(source.image(), window)
@@ -167,7 +167,7 @@ class Windows(Dataset[Sample]):
         origin, extent = place(window, source.shape)
         return _sample(patcher, image, mask, source.name, self.classes, self.ignore, origin, extent)
 
-    def _draw(self, rng: np.random.Generator) -> tuple[Cached, Window]:
+    def draw(self, rng: np.random.Generator) -> tuple[Cached, Window]:
         """Choose an image and a window that lies inside it."""
         pixels = np.array([image.pixels for image in self.images])
         totals = pixels.sum(axis=0)

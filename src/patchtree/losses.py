@@ -95,13 +95,15 @@ def dice_loss(
     Source: F. Milletari et al., "V-Net", 3DV 2016.
     """
     logits, counts = _classes_second(logits, counts)
-    return _dice_loss(logits.softmax(1), counts, include_background, batch, smooth)
+    pixels = [*([0] if batch else []), *range(2, counts.ndim)]
+    loss = _dice_loss(*_overlap(logits.softmax(1), counts, pixels), smooth)
+    return loss[..., 0 if include_background else 1 :].mean()
 
 
-def segmentation_loss(logits: Tensor, counts: Tensor, class_weight: Tensor | None = None, batch: bool = True) -> Tensor:
-    """Give cross-entropy plus Dice loss of the foreground, nnU-Net's loss.
+def segmentation_loss(logits: Tensor, counts: Tensor) -> Tensor:
+    """Give cross-entropy plus Dice loss of the foreground over all images together, nnU-Net's loss.
 
-    Equal to ``cross_entropy(..., class_weight) + dice_loss(..., include_background=False, batch=batch)``.
+    Equal to ``cross_entropy(...) + dice_loss(..., include_background=False, batch=True)``.
 
     >>> logits, counts = torch.zeros(1, 4, 16, 16, 2), torch.ones(1, 4, 16, 16, 2)
     >>> round(segmentation_loss(logits, counts).item(), 4)
@@ -110,17 +112,42 @@ def segmentation_loss(logits: Tensor, counts: Tensor, class_weight: Tensor | Non
     Args:
         logits: ``(B, ..., K)``.
         counts: ``(B, ..., K)``, image pixels of each class under each patch pixel.
-        class_weight: ``(K,)``, for the cross-entropy.
-        batch: take the Dice of all images together rather than of each image.
 
     Raises:
         InputError: logits and counts differ in shape.
 
     Source: F. Isensee et al., "nnU-Net", Nature Methods 2021.
     """
+    return loss_of_sums(loss_sums(logits, counts))
+
+
+def loss_sums(logits: Tensor, counts: Tensor) -> Tensor:
+    """Add up over pixels what `segmentation_loss` is made of, so that batches and processes can be added first.
+
+    The sums of several batches added together are the sums of the batches as one.
+
+    >>> loss_sums(torch.zeros(1, 4, 16, 16, 2), torch.ones(1, 4, 16, 16, 2)).shape
+    torch.Size([4, 2])
+
+    Args:
+        logits: ``(B, ..., K)``.
+        counts: ``(B, ..., K)``, image pixels of each class under each patch pixel.
+
+    Returns:
+        ``(4, K)``: log-likelihood, true pixels, predicted pixels (as probabilities) that are true, predicted pixels.
+
+    Raises:
+        InputError: logits and counts differ in shape.
+    """
     logits, counts = _classes_second(logits, counts)
     log = logits.log_softmax(1)
-    return _dice_loss(log.exp(), counts, False, batch, 1e-5) - _mean(log, counts, class_weight)
+    return torch.stack([_sum(log * counts), *_overlap(log.exp(), counts, [0, *range(2, counts.ndim)])])
+
+
+def loss_of_sums(sums: Tensor) -> Tensor:
+    """Give the `segmentation_loss` of a batch from its `loss_sums`, ``(4, K)`` -> a scalar."""
+    likelihood, true, both, predicted = sums
+    return _ratio(-likelihood, true) + _dice_loss(true, both, predicted, smooth=1e-5)[1:].mean()
 
 
 def _classes_second(logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,18 +164,27 @@ def _classes_second(logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mean(values: Tensor, counts: Tensor, class_weight: Tensor | None = None) -> Tensor:
     """Average over the image's pixels, given the value ``(B, K, ...)`` of a pixel of each class."""
-    pixels = [0, *range(2, counts.ndim)]
-    value, weight = (values * counts).sum(pixels), counts.sum(pixels)
+    value, weight = _sum(values * counts), _sum(counts)
     if class_weight is not None:
         value, weight = value * class_weight, weight * class_weight
+    return _ratio(value, weight)
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Sum over all but the classes, ``(B, K, ...)`` -> ``(K,)``."""
+    return values.sum([0, *range(2, values.ndim)])
+
+
+def _ratio(value: Tensor, weight: Tensor) -> Tensor:
     return value.sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
 
 
-def _dice_loss(share: Tensor, counts: Tensor, include_background: bool, batch: bool, smooth: float) -> Tensor:
-    """Compute the Dice loss from probabilities ``(B, K, ...)``."""
+def _overlap(share: Tensor, counts: Tensor, pixels: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum true pixels, predicted pixels that are true, and predicted pixels, from probabilities ``(B, K, ...)``."""
     # Products and sums, not matrix products: autocast and TF32 would round the counts to a few bits there.
-    pixels = [*([0] if batch else []), *range(2, counts.ndim)]
-    both = (share * counts).sum(pixels)
-    predicted = (share * counts.sum(1, keepdim=True)).sum(pixels)
-    loss = 1 - (2 * both + smooth) / (predicted + counts.sum(pixels) + smooth)
-    return loss[..., 0 if include_background else 1 :].mean()
+    both, predicted = (share * counts).sum(pixels), (share * counts.sum(1, keepdim=True)).sum(pixels)
+    return counts.sum(pixels), both, predicted
+
+
+def _dice_loss(true: Tensor, both: Tensor, predicted: Tensor, smooth: float) -> Tensor:
+    return 1 - (2 * both + smooth) / (predicted + true + smooth)

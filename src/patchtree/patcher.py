@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -68,11 +70,11 @@ class Patches:
             InputError: the file is missing or was not written by `save`.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with Path(path).open("rb") as data, np.load(data, allow_pickle=False) as file:
                 tree = Tree.from_bytes(file["tree"].tobytes())
                 place = [tuple(int(number) for number in file[name]) for name in ("origin", "extent")]
                 return cls(file["pixels"], tree, *place)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, LookupError, EOFError, TypeError, BadZipFile, zlib.error) as error:
             raise InputError(f"{path}: not a patches file ({error}); write it with Patches.save") from error
 
 

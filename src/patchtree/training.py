@@ -33,6 +33,7 @@ from patchtree.detail import Detail, from_dict, to_dict
 from patchtree.ema import Average
 from patchtree.errors import InputError
 from patchtree.io.images import image_size
+from patchtree.losses import loss_of_sums, loss_sums
 from patchtree.metrics import Confusion, dice
 from patchtree.models.segmenter import Segmenter
 from patchtree.patcher import Patcher
@@ -271,48 +272,6 @@ class Task(LightningModule):
             {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=self.lr)
-
-
-def loss_sums(logits: Tensor, counts: Tensor) -> Tensor:
-    """Add up over pixels what the loss of a batch is made of.
-
-    The sums of several batches added together are the sums of the batches as one.
-
-    >>> loss_sums(torch.zeros(1, 4, 16, 16, 2), torch.ones(1, 4, 16, 16, 2)).shape
-    torch.Size([4, 2])
-
-    Args:
-        logits: ``(B, ..., K)``.
-        counts: ``(B, ..., K)``, image pixels of each class under each patch pixel.
-
-    Returns:
-        ``(4, K)``: log-likelihood, true pixels, predicted pixels (as probabilities) that are true, predicted pixels.
-    """
-    # The classes in front: a softmax over a short last axis is 10 to 20 times slower on a CPU.
-    log = logits.float().movedim(-1, 1).contiguous().log_softmax(1)
-    counts = counts.movedim(-1, 1).contiguous()
-    share, pixels = log.exp(), [0, *range(2, counts.ndim)]
-    return torch.stack(
-        [
-            (log * counts).sum(pixels),
-            counts.sum(pixels),
-            (share * counts).sum(pixels),
-            (share * counts.sum(1, keepdim=True)).sum(pixels),
-        ]
-    )
-
-
-def loss_of_sums(sums: Tensor) -> Tensor:
-    """Give the loss of a batch from its `loss_sums`: what `patchtree.losses.segmentation_loss` gives for all of it.
-
-    >>> round(loss_of_sums(loss_sums(torch.zeros(1, 4, 16, 16, 2), torch.ones(1, 4, 16, 16, 2))).item(), 4)
-    1.1931
-    """
-    likelihood, true, both, predicted = sums
-    entropy = -likelihood.sum() / true.sum().clamp(min=torch.finfo(true.dtype).tiny)
-    overlap = (2 * both + 1e-5) / (predicted + true + 1e-5)
-    loss: Tensor = entropy + 1 - overlap[1:].mean()
-    return loss
 
 
 class _SumOfAll(torch.autograd.Function):

@@ -518,3 +518,10 @@ def test_real_images_equal_pillow(shared_data: Path) -> None:
             assert image_size(path) == (image.height, image.width)
     for path in shared_data.glob("*/masks/*.png"):
         assert read_mask(path).ndim == 2
+
+
+@pytest.mark.parametrize("shape", [(300, 1), (40000, 1), (1, 40000), (3, 2)])
+def test_narrow_noise_can_be_written(tmp_path: Path, shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    write_image(tmp_path / "a.png", image)
+    assert np.array_equal(read_image(tmp_path / "a.png"), image)
