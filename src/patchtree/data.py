@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from patchtree.augment import Window, place, take, vary_colours, vary_detail, vary_window
 from patchtree.budget import choose_density, with_budget
@@ -235,21 +236,23 @@ def _sample(
     return Sample(patches, count_labels(mask, patches.tree, classes, ignore), name)
 
 
-class WindowSampler(DistributedSampler[int]):
-    """Deal an epoch's samples out to the processes of a training.
+class Stream(Sampler[int]):
+    """The endless stream of a process's sample numbers: every R-th, from a start.
 
-    With ``R`` processes, process ``r`` gets samples ``r``, ``r + R``, ...: the batches of one step hold together the
-    samples that one process with a batch ``R`` times as large would get. Lightning calls `set_epoch`.
+    The batches of one step of ``R`` processes hold together the samples that one process with a batch ``R`` times as
+    large would get.
+
+    >>> from itertools import islice
+    >>> list(islice(Stream(start=6, rank=1, processes=2), 3))
+    [7, 9, 11]
     """
 
-    def __init__(self, windows: Windows, replicas: int = 1, rank: int = 0) -> None:
-        super().__init__(windows, num_replicas=replicas, rank=rank, shuffle=False, drop_last=True)
-        self.length = windows.length
+    def __init__(self, start: int = 0, processes: int = 1, rank: int = 0) -> None:
+        self.start, self.processes, self.rank = start, processes, rank
 
     def __iter__(self) -> Iterator[int]:
-        """Give the indices of this epoch's samples."""
-        first = self.epoch * self.length
-        return iter(range(first + self.rank, first + self.num_samples * self.num_replicas, self.num_replicas))
+        """Give the numbers, without end."""
+        return count(self.start + self.rank, self.processes)
 
 
 class WholeSampler(DistributedSampler[int]):
@@ -269,6 +272,9 @@ class WholeSampler(DistributedSampler[int]):
 class DataModule(lightning.LightningDataModule):
     """A training's data: windows of one part of a data set, whole images of the other.
 
+    Windows come as an endless stream, so that a training can go on anywhere: `start` is the number of windows that all
+    processes together have drawn before.
+
     `prepare_data` fills the cache; `setup` opens it and measures the normalisation. Until `setup` was called, `mean`,
     `std` and `channels` are not there.
 
@@ -282,7 +288,7 @@ class DataModule(lightning.LightningDataModule):
         most: largest budget of a whole image.
         foreground: share of windows centred on a rare class.
         augment: augment the windows.
-        samples: windows an epoch, over all processes.
+        samples: windows an epoch, see `Windows`.
         batch_size: windows a batch, for each process.
         workers: processes that make samples; 0 makes them in this one.
         seed: of everything random.
@@ -324,7 +330,7 @@ class DataModule(lightning.LightningDataModule):
         self.grids = tuple(grids)
         self.mean, self.std = mean, std
         self.progress = progress
-        self.channels = 0
+        self.channels = self.start = 0
         self.windows: Windows | None = None
         self.whole: Whole | None = None
 
@@ -376,20 +382,9 @@ class DataModule(lightning.LightningDataModule):
             warn_unmet(replace(self.whole, images=images))
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Give batches of windows.
-
-        Raises:
-            InputError: an epoch has too few samples for one batch.
-        """
+        """Give batches of windows, without end."""
         assert self.windows is not None, "call setup() first"
-        processes, rank = self._world()
-        if self.samples < self.batch_size * processes:
-            raise InputError(
-                f"{self.samples} samples an epoch make no batch of {self.batch_size} on {processes} processes; "
-                f"give at least {self.batch_size * processes}"
-            )
-        sampler = WindowSampler(self.windows, processes, rank)
-        return self._loader(self.windows, sampler, self.batch_size)
+        return self._loader(self.windows, Stream(self.start, *self._world()), self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Give whole images, one a batch."""
@@ -400,7 +395,7 @@ class DataModule(lightning.LightningDataModule):
         """Give the number of processes and which of them this is."""
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
-    def _loader(self, samples: Dataset[Sample], sampler: DistributedSampler[int], size: int) -> DataLoader[Sample]:
+    def _loader(self, samples: Dataset[Sample], sampler: Sampler[int], size: int) -> DataLoader[Sample]:
         return DataLoader(
             samples,
             batch_size=size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
@@ -24,10 +23,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, distributed
-from torch.utils.data import DataLoader, Sampler
 
 from patchtree.budget import choose_density
-from patchtree.data import Batch, DataModule, Sample
+from patchtree.data import Batch, DataModule
 from patchtree.datasets import DataSet, check_data, choose, find_data, split_data
 from patchtree.detail import Detail, from_dict, to_dict
 from patchtree.ema import Average
@@ -170,7 +168,7 @@ def train(
         config = load_config(out)
         options = Options(**config.options)
         _check_same(out, asked, options)
-    parts = TrainingData(dataset, config, options, out / CACHE, _workers(workers))
+    parts = _open_data(dataset, config, options, out / CACHE, _workers(workers))
     parts.prepare_data()
     parts.setup()
     if checkpoint is None:
@@ -293,50 +291,23 @@ class _SumOfAll(torch.autograd.Function):
         return gradient
 
 
-class Stream(Sampler[int]):
-    """The endless stream of a process's sample numbers: every R-th, from a start.
-
-    >>> list(itertools.islice(Stream(start=6, rank=1, world=2), 3))
-    [7, 9, 11]
-    """
-
-    def __init__(self, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.start, self.rank, self.world = start, rank, world
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start + self.rank, self.world)
-
-
-class TrainingData(DataModule):
-    """The windows and whole images of a run; windows come as an endless stream, so that a run can go on anywhere.
-
-    Attributes:
-        start: number of windows that all processes together have drawn before.
-    """
-
-    def __init__(self, dataset: DataSet, config: RunConfig, options: Options, cache: Path, workers: int) -> None:
-        super().__init__(
-            choose(dataset, config.train),
-            choose(dataset, config.val),
-            Patcher.from_dict(config.patcher),
-            cache,
-            window=config.window,
-            density=config.density,
-            most=config.most,
-            samples=options.samples,
-            batch_size=options.batch_size,
-            workers=workers,
-            seed=options.seed,
-            mean=config.mean or None,
-            std=config.std or None,
-        )
-        self.start = 0
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Give batches of windows, without end."""
-        assert self.windows is not None
-        processes, rank = self._world()
-        return self._loader(self.windows, Stream(self.start, rank, processes), self.batch_size)  # type: ignore[arg-type]
+def _open_data(dataset: DataSet, config: RunConfig, options: Options, cache: Path, workers: int) -> DataModule:
+    """Make the data of a run."""
+    return DataModule(
+        choose(dataset, config.train),
+        choose(dataset, config.val),
+        Patcher.from_dict(config.patcher),
+        cache,
+        window=config.window,
+        density=config.density,
+        most=config.most,
+        samples=options.samples,
+        batch_size=options.batch_size,
+        workers=workers,
+        seed=options.seed,
+        mean=config.mean or None,
+        std=config.std or None,
+    )
 
 
 def _load_checkpoint(out: Path) -> dict[str, Any] | None:
@@ -400,7 +371,7 @@ def _plan(dataset: DataSet, options: Options) -> RunConfig:
     )
 
 
-def _with_measured(config: RunConfig, parts: TrainingData) -> RunConfig:
+def _with_measured(config: RunConfig, parts: DataModule) -> RunConfig:
     assert parts.mean is not None
     assert parts.std is not None
     model = Segmenter(**config.model, channels=parts.channels).config()
@@ -415,7 +386,7 @@ def _check_same(out: Path, asked: Mapping[str, Any], options: Options) -> None:
             raise InputError(f"{out}: was started with {name} {started[name]}; leave {name} out, or train another run")
 
 
-def _tell(say: Callable[[str], None], config: RunConfig, parts: TrainingData, task: Task, how: str) -> None:
+def _tell(say: Callable[[str], None], config: RunConfig, parts: DataModule, task: Task, how: str) -> None:
     """Say in three lines what is about to happen."""
     assert parts.windows is not None
     height, width = (median(image.shape[axis] for image in parts.windows.images) for axis in (0, 1))
