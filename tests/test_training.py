@@ -272,7 +272,16 @@ def test_a_damaged_checkpoint_is_one_line(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_time": 0}, {"max_epochs": 0}, {"window": 0}, {"batch_size": 0}, {"lr": 0.0}, {"size": "vast"}]
+    "wrong",
+    [
+        {"max_time": 0},
+        {"max_epochs": 0},
+        {"window": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"size": "vast"},
+        {"strategy": "fsdp"},
+    ],
 )
 def test_what_is_not_possible_is_refused(data: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):

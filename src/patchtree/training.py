@@ -142,6 +142,8 @@ def train(
         max_time = _DEFAULT_TIME
     if (max_time is not None and max_time <= 0) or (max_epochs is not None and max_epochs < 1):
         raise InputError("max_time and max_epochs are more than 0, or left out")
+    if any(name in strategy for name in ("fsdp", "deepspeed", "model_parallel")):
+        raise InputError(f"strategy {strategy} shards the weights, whose average cannot be sharded; give ddp")
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     main = rank_zero_only.rank == 0  # type: ignore[attr-defined]

@@ -63,7 +63,7 @@ def train(
     ] = None,
     num_nodes: Annotated[int | None, typer.Option(help="Machines.", rich_help_panel=_MACHINE)] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="As Lightning's Trainer: ddp, fsdp, ...", rich_help_panel=_MACHINE)
+        str | None, typer.Option(help="As Lightning's Trainer: ddp, ... (none that shards).", rich_help_panel=_MACHINE)
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="As Lightning's Trainer: 32-true, bf16-mixed, ...", rich_help_panel=_MACHINE)
