@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(data: Path, whole: Path
     assert_same(tmp_path / "run", whole)
 
 
+@pytest.fixture
+def default_ctrl_c() -> Iterator[None]:
+    """Python's own Ctrl-C: a process started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_ctrl_c")
 def test_ctrl_c_saves_and_stops(data: Path, whole: Path, tmp_path: Path) -> None:
     lines: list[str] = []
 

@@ -86,7 +86,7 @@ class Patcher:
     >>> image[90:110, 30:200] = 255
     >>> patches = Patcher(patch_size=16, budget=64)(image)
     >>> len(patches), patches.pixels.shape
-    (61, (61, 16, 16, 3))
+    (64, (64, 16, 16, 3))
 
     Attributes:
         patch_size: pixels on a side of a patch, ``p``.
@@ -141,8 +141,8 @@ class Patcher:
     def plan(self, image: ArrayLike) -> Tree:
         """Make the tree of an image without cutting it.
 
-        >>> Patcher(budget=16, detail="variance").plan(np.eye(64))
-        Tree(16 leaves of 16 px, patch_size=16, shape=(64, 64))
+        >>> Patcher(budget=10, detail="variance").plan(np.eye(64))
+        Tree(10 leaves of 16 to 32 px, patch_size=16, shape=(64, 64))
         """
         image = np.asarray(image)
         if image.ndim not in (self.ndim, self.ndim + 1) or 0 in image.shape:
