@@ -167,5 +167,11 @@ def test_bad_details_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=word):
             measure(image, detail, 16)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="blur 4"):
-        Edges(blur=4)
+    for make, word in (
+        (lambda: Edges(blur=4), "blur 4"),
+        (lambda: Edges(low=-5), "thresholds -5"),
+        (lambda: Residual(noise=-1), "noise -1"),
+        (lambda: Residual(noise=float("nan")), "noise nan"),
+    ):
+        with pytest.raises(InputError, match=word):
+            make()

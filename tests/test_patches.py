@@ -96,8 +96,6 @@ def test_paint_puts_each_value_where_it_belongs(tree: Tree, rest: tuple[int, ...
     where, total = patch_pixels(tree)
     if per_leaf:
         values = np.arange(len(tree) * int(np.prod(rest)), dtype=float).reshape(len(tree), *rest)
-        if values.shape[1 : 1 + tree.ndim] == (tree.patch_size,) * tree.ndim:
-            return
         expected = values[owner(tree)]
     else:
         values = np.arange(total * int(np.prod(rest)), dtype=float)
@@ -145,6 +143,14 @@ def test_smooth_painting_has_no_seams_on_a_ramp() -> None:
     assert (
         np.abs(tree.paint(values, smooth=True) - ramp)[inner].max() < np.abs(tree.paint(values) - ramp)[inner].max() / 2
     )
+
+
+def test_a_coarser_grid_of_values_is_painted() -> None:
+    tree = Tree.uniform((100, 90), 16, level=1)
+    values = np.random.default_rng(0).random((len(tree), 4, 4, 3))
+    fine = values.repeat(4, axis=1).repeat(4, axis=2)
+    assert np.array_equal(tree.paint(values), tree.paint(fine))
+    assert tree.paint(values, smooth=True).shape == (100, 90, 3)
 
 
 def test_many_channels() -> None:

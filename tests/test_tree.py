@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
@@ -141,3 +142,33 @@ def test_impossible_shapes_are_refused(shape: tuple[int, ...]) -> None:
 def test_impossible_patch_size_is_refused() -> None:
     with pytest.raises(InputError, match="patch size 0"):
         Tree.uniform((4, 4), 0)
+
+
+def test_points_of_other_dimensions_are_refused() -> None:
+    for points in ([[1, 2, 3]], [1, 2], 3):
+        with pytest.raises(InputError, match="do not fit a 2-D tree"):
+            Tree.uniform((32, 32), 16).leaf_at(points)
+
+
+def test_levels_beyond_morton_codes_are_refused() -> None:
+    for level in (31, 70):
+        with pytest.raises(InputError, match=f"level {level} is not possible"):
+            Tree.uniform((30, 30), 16, level=level)
+    tree = Tree.uniform((30, 30), 16, level=30)
+    assert tree.leaf_at([[3, 3]]).tolist() == [0]
+    assert 0 < tree.inside()[0] < 1
+    with pytest.raises(InputError, match="level -1"):
+        Tree.uniform((30, 30), 16, level=-1)
+
+
+def test_any_damaged_byte_of_a_header_is_told() -> None:
+    data = Tree.uniform((256, 256), 16, level=1).to_bytes()
+    for place in range(36):
+        for value in (0, 1, 70, 255):
+            spoilt = data[:place] + bytes([value]) + data[place + 1 :]
+            with contextlib.suppress(InputError):
+                Tree.from_bytes(spoilt)
+
+
+def test_shapes_from_numpy_will_do() -> None:
+    assert len(Tree.uniform(np.array([32, 32]), 16)) == 4  # type: ignore[arg-type]

@@ -63,6 +63,8 @@ class Edges:
     def __post_init__(self) -> None:
         if self.blur < 1 or self.blur % 2 == 0:
             raise InputError(f"blur {self.blur} is not possible; give an odd number of pixels")
+        if not 0 <= self.low <= self.high:
+            raise InputError(f"thresholds {self.low} and {self.high} are not possible; give 0 <= low <= high")
 
     def measure(self, image: NDArray[Any], patch_size: int, levels: int) -> DetailPyramid:
         """Count the edge pixels in each cell."""
@@ -129,6 +131,10 @@ class Residual:
     """
 
     noise: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise is not None and not 0 <= self.noise < np.inf:
+            raise InputError(f"noise {self.noise} is not possible; give a standard deviation, 0 or more")
 
     def measure(self, image: NDArray[Any], patch_size: int, levels: int) -> DetailPyramid:
         """Measure the squared error of each cell."""

@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -108,6 +109,12 @@ class Patcher:
     ndim: int = 2
 
     def __post_init__(self) -> None:
+        for name in ("patch_size", "budget", "max_level"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise InputError(f"{name} {value!r} is not possible; give a whole number")
+        if self.threshold is not None and not self.threshold >= 0:
+            raise InputError(f"threshold {self.threshold} is not possible; give 0 or more")
         if self.patch_size < 1:
             raise InputError(f"patch size {self.patch_size} is not possible; give at least 1")
         if self.budget is not None and self.budget < 1:
@@ -162,7 +169,7 @@ class Patcher:
             )
             if not left:
                 name = type(as_detail(self.detail)).__name__
-                hint = "" if name == "Residual" else "; detail='residual' finds more"
+                hint = "" if name == "Residual" or not any(map(np.any, details)) else "; 'residual' may find more"
                 warnings.warn(
                     f"{name} found too little detail to use a budget of {self.budget}: "
                     f"what has no detail was not split{hint}",

@@ -34,8 +34,11 @@ def cut(image: NDArray[Any], tree: Tree) -> NDArray[Any]:
         ``(N, p, p)`` or ``(N, p, p, C)`` (one more ``p`` in 3-D), the image's type.
 
     Raises:
-        InputError: the tree was made for another shape.
+        InputError: the tree was made for another shape, or the image's type is none of numbers.
     """
+    image = np.asarray(image)
+    if image.dtype.kind not in "biuf":
+        raise InputError(f"an image of type {image.dtype} cannot be cut; give booleans, integers or floats")
     if image.shape[: tree.ndim] != tree.shape or image.ndim > tree.ndim + 1:
         raise InputError(f"an image of shape {image.shape} does not fit a tree made for {tree.shape}")
     pixels = image if image.ndim > tree.ndim else image[..., None]
@@ -120,7 +123,9 @@ def paint(
     True
 
     Args:
-        values: ``(N, p, p, ...)``, one a patch pixel, or ``(N, ...)``, one a leaf (``(N, p, p, p, ...)`` in 3-D).
+        values: ``(N, p, p, ...)``, one a patch pixel, or ``(N, ...)``, one a leaf (``(N, p, p, p, ...)`` in 3-D). A
+            coarser grid ``(N, g, g, ...)`` will do where ``g`` divides ``p``; so features of a leaf that are
+            themselves ``g x g`` must be flattened.
         tree: the tree that the values belong to.
         region: part of the image to paint, ``(y0, x0, y1, x1)`` in pixels; None paints all of it.
         smooth: interpolate linearly between the values of a level, and across levels, instead of repeating the nearest
@@ -138,9 +143,9 @@ def paint(
     if smooth and values.dtype.kind != "f":
         raise InputError(f"values of type {values.dtype} cannot be painted smoothly; give floats, or smooth=False")
     low, high = _region(tree, region)
-    patch = (tree.patch_size,) * tree.ndim
-    side = tree.patch_size if values.shape[1 : 1 + tree.ndim] == patch else 1
-    rest = values.shape[1:] if side == 1 and values.shape[1 : 1 + tree.ndim] != patch else values.shape[1 + tree.ndim :]
+    grid = values.shape[1 : 1 + tree.ndim]
+    gridded = len(grid) == tree.ndim and len(set(grid)) == 1 and grid[0] > 0 and tree.patch_size % grid[0] == 0
+    side, rest = (grid[0], values.shape[1 + tree.ndim :]) if gridded else (1, values.shape[1:])
     cells = values.reshape(len(tree), *(side,) * tree.ndim, -1)
     painted = _paint(cells, tree, low, high, smooth)
     return painted.reshape(*painted.shape[:-1], *rest)
@@ -251,7 +256,7 @@ def _enlarge(picture: NDArray[Any], factor: int, smooth: bool) -> NDArray[Any]:
         planes = np.stack([_enlarge(plane, factor, smooth) for plane in picture])
         return np.asarray(planes[near] * (1 - share) + planes[far] * share)
     height, width, channels = picture.shape
-    work = picture.astype(np.float32 if picture.dtype == np.float16 else picture.dtype, copy=False)
+    work = picture.astype(np.float32 if picture.dtype.itemsize <= 4 else np.float64, copy=False)
     out = np.empty((height * factor, width * factor, channels), work.dtype)
     for first in range(0, channels, _CV_CHANNELS):
         part = np.ascontiguousarray(work[..., first : first + _CV_CHANNELS])

@@ -43,8 +43,11 @@ def refine(
             for the balanced tree.
 
     Raises:
-        InputError: neither a budget nor a threshold is given, or the budget is below the number of roots.
+        InputError: neither a budget nor a threshold is given, the threshold is negative, or the budget is below the
+            number of roots.
     """
+    if threshold is not None and not threshold >= 0:
+        raise InputError(f"threshold {threshold} is not possible; give 0 or more")
     max_level = len(details)
     if budget is None and threshold is None:
         raise InputError("give a budget (a number of leaves) or a threshold (the least detail to split)")
@@ -53,7 +56,7 @@ def refine(
     if budget is not None and budget < roots:
         hint = "give at least that many" + (" or a larger max_level" if roots > 1 else "")
         raise InputError(f"budget {budget} is below the number of roots, {roots}; {hint}")
-    floor = 0.0 if threshold is None else max(0.0, threshold)
+    floor = 0.0 if threshold is None else threshold
     extra = None if budget is None else budget - roots
     level, index = _rank(details, counts, extra, floor)
     if extra is not None and not balanced:

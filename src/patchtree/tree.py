@@ -34,6 +34,8 @@ class Tree:
     >>> tree.boxes()[:2].tolist()
     [[0, 0, 16, 16], [0, 16, 16, 32]]
 
+    `patchtree.refine`, `uniform` and `load` make trees; the constructor does not check that leaves cover the image.
+
     Attributes:
         level: ``(N,)`` uint8, 0 is the finest.
         index: ``(N, d)`` int32, the cell's place in the grid of its own level, axes as in the image array.
@@ -64,6 +66,9 @@ class Tree:
         >>> len(Tree.uniform((100, 100), patch_size=16, level=1))
         16
         """
+        if level < 0:
+            raise InputError(f"level {level} is not possible; give at least 0")
+        shape = tuple(int(length) for length in shape)
         top = max(level, cover_level(shape, patch_size))
         return grow(shape, patch_size, top, lambda at, cells: np.full(len(cells), at > level))
 
@@ -158,9 +163,15 @@ class Tree:
 
         Returns:
             ``(M,)`` indices into the leaves, -1 where there is no leaf.
+
+        Raises:
+            InputError: the points have another number of axes.
         """
-        cells = np.floor_divide(np.asarray(points), self.patch_size).astype(np.int64).reshape(-1, self.ndim)
-        return self.leaf_of(cells)
+        places = np.asarray(points)
+        if places.ndim != 2 or places.shape[1] != self.ndim:
+            raise InputError(f"points of shape {places.shape} do not fit a {self.ndim}-D tree; give (M, {self.ndim})")
+        # Floored before it is made whole: -0.5 lies outside.
+        return self.leaf_of(np.floor_divide(places, self.patch_size).astype(np.int64))
 
     def leaf_of(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
         """Find the leaf that holds each level-0 cell, ``(M, d)`` -> ``(M,)``, -1 where there is no leaf.
@@ -253,6 +264,8 @@ class Tree:
             used += len(index)
             return flags
 
+        if prod(-(-length // (patch_size << max_level)) for length in shape) > count:
+            raise InputError("this tree's header is damaged; write it again with Tree.save")
         tree = grow(shape, patch_size, max_level, split)
         if len(tree) != count:
             raise InputError(f"this tree says {count} leaves but holds {len(tree)}; write it again with Tree.save")
@@ -316,8 +329,16 @@ def grow(
         max_level: level of the roots.
         split: called for each level above 0, from the roots down, with the level and the cells that exist there,
             ``(M, d)`` in Morton order; says which of them are split.
+
+    Raises:
+        InputError: the shape, the patch size or a level is not possible.
     """
     ndim = len(shape)
+    if max(cover_level(shape, patch_size), max_level) > _MOST_LEVELS[ndim]:
+        raise InputError(
+            f"level {max(cover_level(shape, patch_size), max_level)} is not possible; "
+            f"give a max_level of at most {_MOST_LEVELS[ndim]}"
+        )
     limit = np.array(shape)
     children = np.array(list(product((0, 1), repeat=ndim)), np.int32)
     cells = _roots(shape, patch_size, max_level)
@@ -360,6 +381,9 @@ def morton(index: NDArray[np.int64]) -> NDArray[np.uint64]:
         code |= bits << np.uint64(ndim - 1 - axis)
     return code
 
+
+# What Morton codes of 64 bits and cell indices of 32 hold.
+_MOST_LEVELS = {2: 30, 3: 20}
 
 _SPREAD: dict[int, list[tuple[np.uint64, np.uint64]]] = {
     ndim: [(np.uint64(shift), np.uint64(mask)) for shift, mask in steps]
