@@ -117,6 +117,17 @@ def test_scores_in_patches_are_those_of_the_painted_image(run: Path, tmp_path: P
     assert painted.sum() == (mask != 255).sum()
 
 
+def test_images_of_another_type_are_refused(predictor: Predictor, image: NDArray[np.uint8]) -> None:
+    typed = replace(predictor, config=replace(predictor.config, dtype="uint8"))
+    assert np.array_equal(typed(image), predictor(image))
+    with pytest.raises(InputError, match="the image is float32, the run was trained on uint8"):
+        typed(image.astype(np.float32))
+    floats = replace(predictor, config=replace(predictor.config, dtype="float32"))
+    with pytest.raises(InputError, match="the image is uint16, the run was trained on float32"):
+        floats(image.astype(np.uint16))
+    floats(image.astype(np.int16))
+
+
 def test_images_of_other_channels_are_refused(predictor: Predictor, image: NDArray[np.uint8]) -> None:
     with pytest.raises(
         InputError, match=r"has 1 channel \(grey\), the run was trained on images with 3 channels \(RGB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,3 +114,14 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made"):
         save_config(tmp_path / "file" / "run", CONFIGURED)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"labels": None}, {"density": "x"}, {"mean": []}, {"model": {"foo": 1}}, {"labels": {}}]
+)
+def test_a_config_that_does_not_fit_itself_is_told(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    save_config(tmp_path, CONFIGURED)
+    path = tmp_path / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(InputError, match=f"{CONFIG}: is damaged"):
+        load_config(tmp_path)

@@ -296,6 +296,7 @@ def test_a_damaged_checkpoint_is_one_line(data: Path, tmp_path: Path) -> None:
 def test_what_is_not_possible_is_refused(data: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         train(data, tmp_path / "run", **{**SMALL, "max_epochs": 1, **wrong})
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(

@@ -276,7 +276,7 @@ class DataModule(lightning.LightningDataModule):
     processes together have drawn before.
 
     `prepare_data` fills the cache; `setup` opens it and measures the normalisation. Until `setup` was called, `mean`,
-    `std` and `channels` are not there.
+    `std`, `channels` and `dtype` are not there.
 
     Args:
         train: what to train on.
@@ -331,6 +331,7 @@ class DataModule(lightning.LightningDataModule):
         self.mean, self.std = mean, std
         self.progress = progress
         self.channels = self.start = 0
+        self.dtype = ""
         self.windows: Windows | None = None
         self.whole: Whole | None = None
 
@@ -343,7 +344,7 @@ class DataModule(lightning.LightningDataModule):
         """Open the cache, choose the density and measure the normalisation; a second call changes nothing.
 
         Raises:
-            InputError: the images to validate on have other channels than those to train on, or see `Windows`.
+            InputError: the images differ in channels or type, or see `Windows`.
         """
         if self.windows is not None:
             return
@@ -354,6 +355,13 @@ class DataModule(lightning.LightningDataModule):
                 f"{self.val.pairs[0].image}: has {held_out[0].channels} channels, the images to train on have "
                 f"{self.channels}; give all images the same channels"
             )
+        types = {image.image().dtype.name: image for image in (*images, *held_out)}
+        if len(types) > 1 and types.keys() & {"uint8", "uint16"}:
+            names = " and ".join(f"{image.name} is {name}" for name, image in sorted(types.items()))
+            raise InputError(
+                f"{self.train.root}: {names}; give all images one type, their values mean different things"
+            )
+        self.dtype = images[0].image().dtype.name
         if self.density is None:
             self.density = choose_density([image.shape for image in images])
         if self.mean is None or self.std is None:

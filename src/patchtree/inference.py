@@ -75,6 +75,7 @@ class Predictor:
         A band is all that is held at the image's resolution; the rest is in patches.
         """
         _check_channels(image, self.config.channels)
+        _check_type(image, self.config.dtype)
         height, width = image.shape[:2]
         views = [(axes, *self._predict(np.flip(image, axes))) for axes in (_AXES if flips else _AXES[:1])]
         rows = max(1, _BAND // (width * len(self.config.labels)))
@@ -169,6 +170,14 @@ def _check_channels(image: NDArray[Any], wanted: int) -> None:
     if found != wanted:
         raise InputError(
             f"the image has {_channels(found)}, the run was trained on images with {_channels(wanted)}; convert it"
+        )
+
+
+def _check_type(image: NDArray[Any], wanted: str) -> None:
+    found = image.dtype.name
+    if wanted and found != wanted and {found, wanted} & {"uint8", "uint16"}:
+        raise InputError(
+            f"the image is {found}, the run was trained on {wanted}, whose values mean something else; convert it"
         )
 
 

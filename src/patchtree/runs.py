@@ -40,6 +40,7 @@ class RunConfig:
         density: tokens a pixel.
         model: the arguments of `Segmenter`.
         ignore: id of pixels without a label, or None.
+        dtype: type of the images' pixels, such as ``"uint8"``; empty if it is not known.
         most: largest budget of an image.
         window: side of the training windows in pixels.
         train: names of the images trained on.
@@ -57,6 +58,7 @@ class RunConfig:
     density: float
     model: dict[str, Any]
     ignore: int | None = None
+    dtype: str = ""
     most: int = 65536
     window: int = 1024
     train: tuple[str, ...] = ()
@@ -111,7 +113,15 @@ def load_config(run: str | os.PathLike[str]) -> RunConfig:
     try:
         config = RunConfig(**{key: _tuple(value) for key, value in values.items() if key in known})
         Patcher.from_dict(config.patcher)
-    except (TypeError, KeyError, AttributeError) as error:
+        whole = (
+            config.density > 0
+            and len(config.labels) > 0
+            and len(config.mean) == len(config.std) == config.channels == config.model.get("channels", config.channels)
+            and config.model["classes"] == len(config.labels)
+        )
+        if not whole:
+            raise ValueError("its labels, channels, normalisation and model do not fit each other")
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({error}); copy the run folder again, or train again") from error
     return config
 

@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -146,6 +147,10 @@ def train(
         raise InputError(f"strategy {strategy} shards the weights, whose average cannot be sharded; give ddp")
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    if workers is not None and workers < 0:
+        raise InputError(f"workers {workers} is not possible; give 0 or more")
+    precision = precision or _precision(accelerator)
+    _check_machines(accelerator, devices, num_nodes, strategy, precision)
     main = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     say = report if main else (lambda line: None)
     asked = {
@@ -166,6 +171,8 @@ def train(
         check_data(dataset)
         options = _choose(dataset, asked, accelerator)
         config = _plan(dataset, options)
+        # What the model refuses is told before images are decoded.
+        Segmenter(**config.model)
     else:
         config = load_config(out)
         options = Options(**config.options)
@@ -183,7 +190,7 @@ def train(
     model = Segmenter(**config.model)
     parts.grids = model.grids
     task = Task(model, tuple(config.labels), options.lr)
-    goal = f"{max_epochs} epochs" if max_time is None else f"{max_time / 60:.3g} minutes"
+    goal = f"{max_epochs} epochs" if max_time is None else f"{int(max_time // 60)} min {max_time % 60:.0f} s"
     _tell(say, config, parts, task, f"on {accelerator} for {goal}")
     average = Average(_DECAY)
     max_samples = None if max_epochs is None else max_epochs * options.samples
@@ -202,7 +209,7 @@ def train(
             devices=devices,
             num_nodes=num_nodes,
             strategy=strategy,
-            precision=precision or _precision(accelerator),  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
             max_epochs=-1,
             val_check_interval=sys.maxsize,
             check_val_every_n_epoch=None,
@@ -344,7 +351,7 @@ def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Opt
     }
     values |= {name: value for name, value in asked.items() if value is not None}
     for name in ("window", "batch_size", "lr"):
-        if values[name] <= 0:
+        if not 0 < values[name] < math.inf:
             raise InputError(f"{name} {values[name]} is not possible; give more than 0")
     patcher = Patcher(values["patch_size"], values["budget"], detail=values["detail"])
     values["detail"] = patcher.to_dict()["detail"]
@@ -377,7 +384,9 @@ def _with_measured(config: RunConfig, parts: DataModule) -> RunConfig:
     assert parts.mean is not None
     assert parts.std is not None
     model = Segmenter(**config.model, channels=parts.channels).config()
-    return replace(config, channels=parts.channels, mean=tuple(parts.mean), std=tuple(parts.std), model=model)
+    return replace(
+        config, channels=parts.channels, dtype=parts.dtype, mean=tuple(parts.mean), std=tuple(parts.std), model=model
+    )
 
 
 def _check_same(out: Path, asked: Mapping[str, Any], options: Options) -> None:
@@ -398,9 +407,32 @@ def _tell(say: Callable[[str], None], config: RunConfig, parts: DataModule, task
     say(f"data: {images}; {', '.join(config.labels)}")
     p, detail = config.model["patch_size"], config.patcher["detail"]["name"]
     tokens = round(config.density * height * width)
-    say(f"patches: {tokens} of {p} x {p} px an image, by {detail}; windows of {config.window} px")
+    seen = "seen whole" if max(height, width) <= config.window else f"windows of {config.window} px"
+    say(f"patches: {tokens} of {p} x {p} px an image, by {detail}; {seen}")
     weights = sum(weight.numel() for weight in task.model.parameters()) / 1e6
     say(f"model: {config.model['size']}, {weights:.1f} M weights; batches of {parts.batch_size} {how}")
+
+
+def _check_machines(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> None:
+    """Let Lightning refuse what it does not know before an image is read."""
+    try:
+        with _quiet():
+            Trainer(
+                accelerator=accelerator,
+                devices=devices,
+                num_nodes=num_nodes,
+                strategy=strategy,
+                precision=precision,  # type: ignore[arg-type]
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"accelerator {accelerator}, devices {devices}, num_nodes {num_nodes}, strategy {strategy}, precision "
+            f"{precision} are not possible together ({str(error).splitlines()[0]}); see Lightning's Trainer"
+        ) from error
 
 
 def _workers(asked: int | None) -> int:

@@ -45,15 +45,24 @@ def test_scores_are_those_of_the_painted_masks(run: Run, trained: Trained, tmp_p
 def test_of_its_own_data_a_run_is_tested_on_what_was_held_out(run: Run, trained: Trained) -> None:
     config = load_config(trained.run)
     held_out = run("evaluate", trained.run, trained.data, "--json").json
-    assert (held_out["trained_on"], held_out["chosen_on"]) == (0, 1)
+    assert (held_out["trained_on"], held_out["chosen_on"], held_out["left_out"]) == (0, 1, 3)
     assert list(held_out["by_image"]) == list(config.val)
     everything = run("evaluate", trained.run, trained.data, "--all", "--json").json
-    assert (everything["trained_on"], everything["chosen_on"]) == (3, 1)
+    assert (everything["trained_on"], everything["chosen_on"], everything["left_out"]) == (3, 1, 0)
     assert list(everything["by_image"]) == list("abcd")
     out = run("evaluate", trained.run, trained.data, "--all").out
-    assert "4 images; 3 were trained on, 1 chose the best weights" in out
+    assert "4 images; 3 trained on; 1 named as images that chose the best weights" in out
     for word in ("class", "background", "disc", "mean Dice", f"{everything['dice']:.4f}"):
         assert word in out
+
+
+def test_images_trained_on_are_left_out_of_any_data(run: Run, trained: Trained, tmp_path: Path) -> None:
+    config = load_config(trained.run)
+    own = write_data(tmp_path / "own", config.train[0] + "z")
+    scores = run("evaluate", trained.run, own, "--json").json
+    assert (scores["trained_on"], scores["left_out"], list(scores["by_image"])) == (0, 1, ["z"])
+    known = write_data(tmp_path / "known", "".join(config.train))
+    assert run("evaluate", trained.run, known).failed_with("was trained on", "--all")
 
 
 def test_a_class_that_is_nowhere_has_no_score(run: Run, trained: Trained, tmp_path: Path) -> None:

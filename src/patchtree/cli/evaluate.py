@@ -22,7 +22,7 @@ def evaluate(
     run: Run,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder with images/ and masks/ of the same names.")],
     everything: Annotated[
-        bool, typer.Option("--all", help="Also the images that the run was trained on, if DATA is its own data.")
+        bool, typer.Option("--all", help="Also images named as those that the run was trained on.")
     ] = False,
     flips: Flips = False,
     device: Device = None,
@@ -34,9 +34,9 @@ def evaluate(
     all images together; the means are over images, of those that have the
     class or were given it.
 
-    If DATA has exactly the images that the run was made from, by name, only
-    those held out from training are taken (its best weights were chosen on
-    them, so a test on other images says more). --all takes all of them.
+    Images with the name of one that the run was trained on are left out, and
+    their number is told; --all takes them too. The best weights were chosen on
+    the held-out images of the training, so a test on other images says more.
 
     Example: patchtree evaluate runs/glands glands --json
     """
@@ -47,18 +47,29 @@ def evaluate(
     config = predictor.config
     dataset = find_data(data)
     _check_labels(data, dataset, config)
-    own = {pair.name for pair in dataset.pairs} == {*config.train, *config.val}
-    if own and not everything:
-        dataset = choose(dataset, config.val)
+    trained = {pair.name for pair in dataset.pairs} & set(config.train)
+    left_out = 0 if everything else len(trained)
+    if left_out:
+        others = [pair.name for pair in dataset.pairs if pair.name not in trained]
+        if not others:
+            raise InputError(
+                f"{data}: every image has the name of one that {run} was trained on; give --all to take them"
+            )
+        dataset = choose(dataset, others)
     with progress("Evaluating", len(dataset)) as step:
         result = score(predictor, dataset.pairs, flips, step)
-    chosen_on = [pair for pair in dataset.pairs if own and pair.name in config.val]
-    trained_on = [pair for pair in dataset.pairs if own and pair.name in config.train]
+    trained_on = sum(pair.name in config.train for pair in dataset.pairs)
+    chosen_on = sum(pair.name in config.val for pair in dataset.pairs)
     if json:
         place = {"run": str(run), "data": str(data)}
-        print_json({**place, "trained_on": len(trained_on), "chosen_on": len(chosen_on), **result})
+        print_json({**place, "trained_on": trained_on, "chosen_on": chosen_on, "left_out": left_out, **result})
         return
-    seen = f"; {len(trained_on)} were trained on, {len(chosen_on)} chose the best weights" if own else ""
+    notes = [
+        (left_out, "left out, named as images that were trained on (--all takes them)"),
+        (trained_on, "trained on"),
+        (chosen_on, "named as images that chose the best weights"),
+    ]
+    seen = "".join(f"; {number} {what}" for number, what in notes if number)
     typer.echo(f"{run} on {data}: {len(dataset)} image{'s' if len(dataset) > 1 else ''}{seen}")
     _print_table(result)
 
@@ -155,7 +166,7 @@ def _print_table(result: dict[str, Any]) -> None:
         table.add_column(heading, justify="right")
     for label, scores in result["classes"].items():
         table.add_row(label, *(_say(scores[name]) for name in names), f"{scores['pixels']:,}")
-    table.add_row("mean but first", *(_say(result[name]) for name in names), style="bold")
+    table.add_row("mean of classes but the first", *(_say(result[name]) for name in names), style="bold")
     Console().print(table)
 
 

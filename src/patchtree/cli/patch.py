@@ -61,7 +61,7 @@ def patch(
     leaves drawn on the image), and says how many patches there are, how large
     their leaves, what uniform patches would take, how well the patches show the
     image (PSNR of painting them back; in JSON null where they show it exactly),
-    and where the time went.
+    and where the time went. (`patchtree train` refines by residual.)
 
     Example: patchtree patch slide.tif photos/ --out patches --budget 4096 --detail residual
     """
