@@ -55,3 +55,19 @@ def test_a_large_image_is_halved_in_pieces() -> None:
     for exact in (True, False):
         for level, picture in enumerate(pyramid(image, 3, exact)):
             np.testing.assert_allclose(picture.values * picture.scale, block_means(image, 2**level), atol=0.51)
+
+
+def test_what_lies_in_fresh_memory_plays_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    signalling = np.array([0x7F800001], np.uint32).view(np.float32)
+
+    def spoilt(shape: Any, dtype: Any) -> NDArray[Any]:
+        out = np.zeros(shape, dtype)
+        if out.dtype == np.float32:
+            out.view(np.uint32)[...] = signalling.view(np.uint32)
+        return out
+
+    image = np.random.default_rng(0).random((77, 101, 2)).astype(np.float32)
+    expected = [picture.values for picture in pyramid(image, 6)]
+    monkeypatch.setattr("patchtree.pyramid.np.empty", spoilt)
+    for picture, values in zip(pyramid(image, 6), expected, strict=True):
+        assert np.array_equal(picture.values, values)

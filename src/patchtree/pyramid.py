@@ -123,8 +123,8 @@ def _halve(image: NDArray[Any], dtype: np.dtype[Any], gain: int, share: list[flo
 
 def _close(piece: NDArray[Any], filled: tuple[int, int], share: list[float]) -> NDArray[Any]:
     """Make the far rows and columns of a piece such that plain 2 x 2 means are right."""
-    for axis in (0, 1):
-        lines = piece.swapaxes(0, axis)
+    # Rows first, without the columns that are not filled yet: what happens to lie there may not even be a number.
+    for axis, lines in enumerate((piece[:, : filled[1]], piece.swapaxes(0, 1))):
         if filled[axis] < len(lines):
             lines[-1] = lines[-2]
         elif share[axis] < 1:
