@@ -277,12 +277,8 @@ def estimate_noise(image: NDArray[Any]) -> NDArray[np.float64]:
     Args:
         image: ``(H, W, C)`` or ``(D, H, W, C)``.
     """
-    plane = image.reshape(-1, *image.shape[-2:])
-    rows = len(plane) // 2 * 2
-    columns = plane.shape[1] // 2 * 2
-    if image.ndim == 4 or rows == 0 or columns == 0:
-        rows = image.shape[-3] // 2 * 2
-        plane = image[len(image) // 2] if image.ndim == 4 else image
+    plane = image[len(image) // 2] if image.ndim == 4 else image
+    rows, columns = plane.shape[0] // 2 * 2, plane.shape[1] // 2 * 2
     if rows == 0 or columns == 0:
         return np.zeros(image.shape[-1])
     step = max(1, rows * columns * image.shape[-1] // 4 // _SAMPLES)

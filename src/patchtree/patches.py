@@ -8,11 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.errors import InputError
-from patchtree.pyramid import pyramid
+from patchtree.pyramid import CV_CHANNELS, pyramid
 from patchtree.tree import Tree
-
-# The most channels that every OpenCV takes (version 5; version 4 takes 512).
-_CV_CHANNELS = 128
 
 
 def cut(image: NDArray[Any], tree: Tree) -> NDArray[Any]:
@@ -258,10 +255,10 @@ def _enlarge(picture: NDArray[Any], factor: int, smooth: bool) -> NDArray[Any]:
     height, width, channels = picture.shape
     work = picture.astype(np.float32 if picture.dtype.itemsize <= 4 else np.float64, copy=False)
     out = np.empty((height * factor, width * factor, channels), work.dtype)
-    for first in range(0, channels, _CV_CHANNELS):
-        part = np.ascontiguousarray(work[..., first : first + _CV_CHANNELS])
+    for first in range(0, channels, CV_CHANNELS):
+        part = np.ascontiguousarray(work[..., first : first + CV_CHANNELS])
         size = (width * factor, height * factor)
-        out[..., first : first + _CV_CHANNELS] = cv2.resize(part, size, interpolation=cv2.INTER_LINEAR).reshape(
+        out[..., first : first + CV_CHANNELS] = cv2.resize(part, size, interpolation=cv2.INTER_LINEAR).reshape(
             *size[::-1], -1
         )
     return out.astype(picture.dtype, copy=False)

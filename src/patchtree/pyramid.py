@@ -15,7 +15,7 @@ _CHUNK_BYTES = 1 << 18
 _FIXED = 256
 _FIXED_LEVELS = 4
 # The most channels that every OpenCV takes (version 5; version 4 takes 512).
-_CV_CHANNELS = 128
+CV_CHANNELS = 128
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _mean(piece: NDArray[Any], out: NDArray[Any]) -> None:
     import cv2
 
     height, width, channels = piece.shape
-    if channels > _CV_CHANNELS:
+    if channels > CV_CHANNELS:
         out[:] = piece.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
         return
     cv2.resize(piece, (width // 2, height // 2), dst=out, interpolation=cv2.INTER_AREA)

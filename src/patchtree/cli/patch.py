@@ -126,7 +126,6 @@ def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path) -> di
     """
     import numpy as np
 
-    from patchtree.files import replacing
     from patchtree.io.images import read_image, write_image
     from patchtree.show import show
 
@@ -140,8 +139,7 @@ def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path) -> di
     times.append(perf_counter())
     patches = Patches(cut(image, tree), tree)
     times.append(perf_counter())
-    with replacing(arrays) as temporary:
-        patches.save(temporary)
+    patches.save(arrays)
     write_image(picture, show(image, tree))
     side = tree.patch_size
     uniform = -(-len(image) // side) * -(-image.shape[1] // side)
