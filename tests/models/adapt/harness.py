@@ -17,6 +17,11 @@ from patchtree.models.adapt.base import Adapted
 from patchtree.patcher import Patches
 from patchtree.tokens import Tokens
 
+# Parts of the names of weights: those that many models start at zero, where a mistake would not show, ...
+_RANDOM = ("pos_embed", "position", "cls_token", "class_token", "relative", "bias", "prefix")
+# ... and those of patches and positions.
+_EMBEDDINGS = ("patch_embed", "conv_proj", "pos_embed", "position_embed", "relative_position")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -48,8 +53,7 @@ class Case:
         model = self.build().eval()
         with torch.no_grad():
             for name, weight in model.named_parameters():
-                # Many positions, scales and biases start at zero, where a mistake would not show.
-                if any(word in name for word in ("pos_embed", "position", "cls_token", "relative", "bias", "prefix")):
+                if any(word in name for word in _RANDOM):
                     weight.normal_(std=0.5)
         return model, adapt(model)
 
@@ -70,14 +74,18 @@ def in_tree_order(features: Tensor, tokens: Tokens) -> Tensor:
 
 
 def adaptive(count: int, patch_size: int, channels: int, ndim: int = 2, seed: int = 0) -> Patches:
-    """Cut noise that is stronger in one corner into about `count` leaves of different sizes."""
+    """Give noise along about `count` leaves of different sizes, finer towards one corner."""
     rng = np.random.default_rng(seed)
-    side = patch_size * 2 ** int(np.ceil(np.log2(max(2, count) * 2) / ndim))
-    ramp = np.linspace(0.0, 1.0, side, dtype=np.float32) ** 3
-    noise = rng.normal(size=(side,) * ndim + (channels,)).astype(np.float32)
+    cells = 2 ** int(np.ceil(np.log2(max(2, count) * 2) / ndim))
+    ramp = np.linspace(0.0, 1.0, 2 * cells, dtype=np.float32) ** 3
+    noise = rng.normal(size=(2 * cells,) * ndim).astype(np.float32)
     for axis in range(ndim):
-        noise *= ramp.reshape((-1,) + (1,) * (ndim - axis))
-    return pt.Patcher(patch_size, count, detail="variance", ndim=ndim)(noise)
+        noise *= ramp.reshape((-1,) + (1,) * (ndim - 1 - axis))
+    # Planned on patches of 2 pixels, which is quick in 3-D too, then scaled.
+    plan = pt.Patcher(2, count, detail="variance", ndim=ndim).plan(noise)
+    tree = dataclasses.replace(plan, patch_size=patch_size, shape=(cells * patch_size,) * ndim)
+    pixels = rng.normal(size=(len(tree), *(patch_size,) * ndim, channels)).astype(np.float32)
+    return Patches(pixels, tree)
 
 
 def batch(case: Case, model: Adapted, *counts: int, length: int | None = None) -> Tokens:
@@ -148,7 +156,8 @@ def check_gradients(case: Case) -> None:
     wanted = [
         (name, weight)
         for name, weight in model.named_parameters()
-        if any(word in name for word in ("patch_embed", "pos_embed", "position_embed", "relative_position"))
+        if any(word in name for word in _EMBEDDINGS)
+        and weight.requires_grad
         and not any(word in name for word in ("mask_token", "decoder"))
     ]
     assert wanted
