@@ -172,3 +172,63 @@ def test_any_damaged_byte_of_a_header_is_told() -> None:
 
 def test_shapes_from_numpy_will_do() -> None:
     assert len(Tree.uniform(np.array([32, 32]), 16)) == 4  # type: ignore[arg-type]
+
+
+@given(trees())
+def test_the_leaves_of_any_tree_may_be_given_by_hand(tree: Tree) -> None:
+    level, index = tree.level.astype(int).tolist(), tree.index.astype(np.uint64)
+    again = Tree(level, index, np.int64(tree.patch_size), list(tree.shape), tree.max_level)  # type: ignore[arg-type]
+    assert again == tree
+    assert (again.level.dtype, again.index.dtype, again.shape) == (np.uint8, np.int32, tree.shape)
+    assert not any(array.flags.writeable for array in (again.level, again.index))
+
+
+@given(trees(), st.data())
+def test_leaves_by_hand_that_are_no_partition_are_refused(tree: Tree, data: st.DataObject) -> None:
+    leaf = data.draw(st.integers(0, len(tree) - 1))
+    order = np.arange(len(tree))
+    for chosen in (np.delete(order, leaf), np.insert(order, leaf, leaf), np.roll(order, leaf)):
+        if not np.array_equal(chosen, order):
+            with pytest.raises(InputError):
+                Tree(tree.level[chosen], tree.index[chosen], tree.patch_size, tree.shape, tree.max_level)
+    # Beside its place, or of another size, a leaf leaves a hole or lies on others.
+    for larger, step in ((0, 1), (1, 0), (-1, 0)):
+        level, index = tree.level.astype(int), tree.index.astype(int)
+        level[leaf] += larger
+        index[leaf] += step
+        if (larger, len(tree)) != (1, 1):
+            with pytest.raises(InputError):
+                Tree(level, index, tree.patch_size, tree.shape, tree.max_level + 1)
+
+
+def test_what_is_wrong_with_leaves_by_hand_is_said() -> None:
+    four = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    flat = np.zeros(4, int)
+    assert Tree(flat, four, 16, (32, 32), 1) == Tree.uniform((32, 32), 16)
+    for (level, index, patch_size, shape, top), words in (
+        ((flat, four, 16, (48, 32), 2), "cover 4 of the 6 cells of 16 px in the image of shape"),
+        ((flat[:3], four[:3], 16, (32, 32), 1), "cover 3 of the 4 cells"),
+        ((flat, four, 16, (32, 16), 1), r"leaf 1, of level 0 at \(0, 1\), lies outside"),
+        ((flat, four - 1, 16, (32, 32), 1), r"leaf 0, of level 0 at \(-1, -1\), lies outside"),
+        ((flat, four[::-1], 16, (32, 32), 1), "leaves 0 and 1 overlap or are out of Morton order"),
+        ((np.array([1, 0]), four[[0, 3]], 16, (32, 32), 1), "leaves 0 and 1 overlap"),
+        ((np.array([2]), four[:1], 16, (32, 32), 1), "leaf 0 has level 2; give 0 to the roots' level, 1"),
+        ((flat + 256, four, 16, (32, 32), 1), "leaf 0 has level 256"),
+        ((flat, four + 0.5, 16, (32, 32), 1), "no leaves"),
+        ((flat, np.zeros((4, 3), int), 16, (32, 32), 1), "no leaves"),
+        ((flat[:3], four, 16, (32, 32), 1), "no leaves"),
+        (([], [], 16, (32, 32), 1), "no leaves"),
+        ((flat, four, 1.5, (32, 32), 1), "patch_size 1.5"),
+        ((flat, four, 0, (32, 32), 1), "patch size 0"),
+        ((flat, four, 16, (32, 32), 31), "level 31 is not possible"),
+        ((flat, four, 16, (32,), 1), "cannot be split"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Tree(level, index, patch_size, shape, top)  # type: ignore[arg-type]
+
+
+def test_a_tree_keeps_leaves_that_its_maker_changes_later() -> None:
+    level, index = np.zeros(1, np.uint8), np.zeros((1, 2), np.int32)
+    tree = Tree(level, index, 16, (16, 16), 0)
+    level[0] = index[0, 0] = 7
+    assert tree == Tree.uniform((16, 16), 16)

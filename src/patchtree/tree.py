@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from math import prod
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Tree:
     >>> tree.boxes()[:2].tolist()
     [[0, 0, 16, 16], [0, 16, 16, 32]]
 
-    `patchtree.refine`, `uniform` and `load` make trees; the constructor does not check that leaves cover the image.
+    `patchtree.refine`, `uniform` and `load` make trees; leaves given by hand are checked.
 
     Attributes:
         level: ``(N,)`` uint8, 0 is the finest.
@@ -42,6 +43,9 @@ class Tree:
         patch_size: pixels on a side that a leaf is averaged to, ``p``.
         shape: the image's shape in pixels, ``(H, W)`` or ``(D, H, W)``.
         max_level: level of the roots.
+
+    Raises:
+        InputError: the leaves do not cover the image, each pixel once, in Morton order.
     """
 
     level: NDArray[np.uint8]
@@ -51,13 +55,35 @@ class Tree:
     max_level: int
 
     def __post_init__(self) -> None:
-        level = np.ascontiguousarray(self.level, np.uint8)
-        index = np.ascontiguousarray(self.index, np.int32).reshape(len(level), len(self.shape))
-        for name, array in (("level", level), ("index", index)):
-            if array is getattr(self, name):
-                array = array.view()
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
+        for name in ("patch_size", "max_level"):
+            if not isinstance(getattr(self, name), Integral):
+                raise InputError(f"{name} {getattr(self, name)!r} is not possible; give a whole number")
+        shape = tuple(int(length) for length in self.shape)
+        patch_size, max_level = int(self.patch_size), int(self.max_level)
+        level, index = np.asarray(self.level), np.asarray(self.index)
+        _check_leaves(level, index, patch_size, shape, max_level)
+        # Copies: who made the arrays may change them.
+        self._fill(level.astype(np.uint8), index.astype(np.int32), patch_size, shape, max_level)
+
+    @classmethod
+    def _of(
+        cls, level: NDArray[np.uint8], index: NDArray[np.int32], patch_size: int, shape: tuple[int, ...], max_level: int
+    ) -> Tree:
+        """Make a tree of leaves that are right by construction: to check them takes as long as `uniform`."""
+        tree = cls.__new__(cls)
+        tree._fill(level, index, patch_size, shape, max_level)
+        return tree
+
+    def _fill(
+        self,
+        level: NDArray[np.uint8],
+        index: NDArray[np.int32],
+        patch_size: int,
+        shape: tuple[int, ...],
+        max_level: int,
+    ) -> None:
+        level.flags.writeable = index.flags.writeable = False
+        self.__dict__.update(level=level, index=index, patch_size=patch_size, shape=shape, max_level=max_level)
 
     @classmethod
     def uniform(cls, shape: tuple[int, ...], patch_size: int, level: int = 0) -> Tree:
@@ -95,7 +121,7 @@ class Tree:
 
     def __repr__(self) -> str:
         sizes = self.sizes()
-        low, high = (int(sizes.min()), int(sizes.max())) if len(self) else (0, 0)
+        low, high = int(sizes.min()), int(sizes.max())
         span = f"{low} px" if low == high else f"{low} to {high} px"
         return f"Tree({len(self)} leaves of {span}, patch_size={self.patch_size}, shape={self.shape})"
 
@@ -207,7 +233,7 @@ class Tree:
             found.append(np.stack([leaves[seen], other[seen]], axis=1))
         pairs = np.sort(np.concatenate(found), axis=1)
         keys = np.unique(pairs[:, 0] * len(self) + pairs[:, 1])
-        return np.stack([keys // max(1, len(self)), keys % max(1, len(self))], axis=1)
+        return np.stack([keys // len(self), keys % len(self)], axis=1)
 
     def paint(self, values: NDArray[Any], region: tuple[int, ...] | None = None, smooth: bool = False) -> NDArray[Any]:
         """Write values per leaf or per patch pixel back to the image's own grid: see `patchtree.paint`.
@@ -334,11 +360,7 @@ def grow(
         InputError: the shape, the patch size or a level is not possible.
     """
     ndim = len(shape)
-    if max(cover_level(shape, patch_size), max_level) > _MOST_LEVELS[ndim]:
-        raise InputError(
-            f"level {max(cover_level(shape, patch_size), max_level)} is not possible; "
-            f"give a max_level of at most {_MOST_LEVELS[ndim]}"
-        )
+    _check_levels(shape, patch_size, max_level)
     limit = np.array(shape)
     children = np.array(list(product((0, 1), repeat=ndim)), np.int32)
     cells = _roots(shape, patch_size, max_level)
@@ -360,7 +382,7 @@ def grow(
             cells = cells[(cells * np.int64(size) < limit).all(axis=1)]
     level_array, index = np.concatenate(levels), np.concatenate(indices)
     order = np.argsort(morton(index.astype(np.int64) << level_array.astype(np.int64)[:, None]))
-    return Tree(level_array[order], index[order], patch_size, tuple(shape), max_level)
+    return Tree._of(level_array[order], index[order], patch_size, tuple(shape), max_level)
 
 
 def morton(index: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -404,6 +426,49 @@ _SPREAD: dict[int, list[tuple[np.uint64, np.uint64]]] = {
         ],
     }.items()
 }
+
+
+def _check_levels(shape: tuple[int, ...], patch_size: int, max_level: int) -> None:
+    needed = max(cover_level(shape, patch_size), max_level)
+    if needed > _MOST_LEVELS[len(shape)]:
+        raise InputError(f"level {needed} is not possible; give a max_level of at most {_MOST_LEVELS[len(shape)]}")
+
+
+def _check_leaves(
+    level: NDArray[Any], index: NDArray[Any], patch_size: int, shape: tuple[int, ...], max_level: int
+) -> None:
+    """Refuse leaves that are no partition of the image in Morton order."""
+    _check_levels(shape, patch_size, max_level)
+    wanted = (len(level), len(shape)) if level.ndim == 1 else ("N", len(shape))
+    if index.shape != wanted or level.dtype.kind not in "iu" or index.dtype.kind not in "iu":
+        raise InputError(
+            f"levels {level.shape} of {level.dtype} and indices {index.shape} of {index.dtype} are no leaves; "
+            f"give whole numbers (N,) and (N, {len(shape)})"
+        )
+    level, index = level.astype(np.int64), index.astype(np.int64)
+    if (wrong := (level < 0) | (level > max_level)).any():
+        at = int(wrong.argmax())
+        raise InputError(f"leaf {at} has level {level[at]}; give 0 to the roots' level, {max_level}")
+    # Level-0 cells from here on: of those inside the image each must lie in one leaf.
+    cells = -(-np.array(shape) // patch_size)
+    if (wrong := ((index < 0) | (index >= -(-cells >> level[:, None]))).any(axis=1)).any():
+        at = int(wrong.argmax())
+        raise InputError(
+            f"leaf {at}, of level {level[at]} at {tuple(index[at].tolist())}, lies outside the image of shape {shape}; "
+            "leave it out"
+        )
+    corner = index << level[:, None]
+    starts = morton(corner)
+    ends = starts + (np.uint64(1) << (level * len(shape)).astype(np.uint64))
+    if (wrong := ends[:-1] > starts[1:]).any():
+        at = int(wrong.argmax())
+        raise InputError(f"leaves {at} and {at + 1} overlap or are out of Morton order; sort them, each place once")
+    covered = int(np.minimum(np.int64(1) << level[:, None], cells - corner).prod(axis=1).sum())
+    if covered != prod(cells.tolist()):
+        raise InputError(
+            f"the leaves cover {covered} of the {prod(cells.tolist())} cells of {patch_size} px in the image of shape "
+            f"{shape}; add the leaves that are missing"
+        )
 
 
 def _roots(shape: tuple[int, ...], patch_size: int, max_level: int) -> NDArray[np.int32]:
