@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,6 +69,59 @@ def _kernel(x: Tensor, mode: str, a: float) -> Tensor:
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * a - 4 * a
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def displacements(centre: Tensor, extent: Tensor, shape: Sequence[int]) -> Tensor:
+    """Give how far each leaf's centre is from every other's, in cells of a grid that covers the whole image.
+
+    >>> centre = torch.tensor([[[8.0, 8.0], [8.0, 24.0]]])
+    >>> displacements(centre, torch.tensor([[32.0, 32.0]]), (4, 4))[0, 1].tolist()
+    [[0.0, 2.0], [0.0, 0.0]]
+
+    Args:
+        centre: ``(B, N, 2)``, pixels of the whole image.
+        extent: ``(B, 2)``, the whole image's shape in pixels.
+        shape: cells of the grid, ``(Gy, Gx)``.
+
+    Returns:
+        ``(B, N, N, 2)``; ``[:, i, j]`` is the place of i seen from j.
+    """
+    place = centre * (torch.tensor(shape, device=centre.device) / extent)[:, None]
+    return place[:, :, None] - place[:, None]
+
+
+def relative_bias(table: Tensor, shape: Sequence[int], apart: Tensor) -> Tensor:
+    """Read BEiT's table of relative position bias at any displacements, bilinear, and clamped beyond its edges.
+
+    At the displacements of a grid's own cells this is the table's entry itself.
+
+    >>> table = torch.arange(12.0).view(12, 1)
+    >>> apart = torch.tensor([[[[0.0, 0.0], [0.0, -1.0]], [[0.0, 1.0], [0.0, 0.0]]]])
+    >>> relative_bias(table, (2, 2), apart)[0, 0].tolist()
+    [[11.0, 9.0, 9.0], [10.0, 4.0, 3.0], [10.0, 5.0, 4.0]]
+
+    Args:
+        table: ``((2 Gy - 1) (2 Gx - 1) + 3, H)``; the last three are those of class token to leaf, of leaf to class
+            token, and of class token to itself.
+        shape: cells of the grid that the table was made for, ``(Gy, Gx)``.
+        apart: ``(B, N, N, 2)`` from `displacements`.
+
+    Returns:
+        ``(B, H, 1 + N, 1 + N)``, the class token first.
+    """
+    reach = torch.tensor([max(cells - 1, 1) for cells in reversed(shape)], device=apart.device)
+    grid = table[:-3].unflatten(0, [2 * cells - 1 for cells in shape]).movedim(-1, 0)
+    bias = F.grid_sample(
+        grid.expand(len(apart), -1, -1, -1).to(apart.dtype),
+        apart.flip(-1) / reach,
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=True,
+    )
+    bias = F.pad(bias.to(table.dtype), (1, 0, 1, 0))
+    bias[:, :, 0, :], bias[:, :, :, 0] = table[-3, :, None], table[-2, :, None]
+    bias[:, :, 0, 0] = table[-1]
+    return bias
 
 
 def resizer(old: int, new: int) -> Tensor:
