@@ -11,7 +11,27 @@ from patchtree.models.adapt.base import Adapted
 
 # Class of the original -> module of this package and class in it. A subclass is found by its base.
 _FAMILIES = {
+    "monai.networks.nets.unetr.UNETR": "monai_vit.MonaiVit",
+    "monai.networks.nets.vit.ViT": "monai_vit.MonaiVit",
+    "monai.networks.nets.vitautoenc.ViTAutoEnc": "monai_vit.MonaiVit",
     "timm.models.vision_transformer.VisionTransformer": "timm_vit.TimmVit",
+    "torchvision.models.vision_transformer.VisionTransformer": "torchvision_vit.TorchvisionVit",
+    "transformers.models.beit.modeling_beit.BeitPreTrainedModel": "hf_beit.HfBeit",
+    "transformers.models.clip.modeling_clip.CLIPPreTrainedModel": "hf_clip.HfClip",
+    "transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionPreTrainedModel": "hf_beit.HfData2Vec",
+    "transformers.models.deit.modeling_deit.DeiTPreTrainedModel": "hf_vit.HfVit",
+    "transformers.models.dinov2.modeling_dinov2.Dinov2PreTrainedModel": "hf_vit.HfVit",
+    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersPreTrainedModel": (
+        "hf_vit.HfVit"
+    ),
+    "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTPreTrainedModel": "hf_dinov3.HfDinov3",
+    "transformers.models.ijepa.modeling_ijepa.IJepaPreTrainedModel": "hf_vit.HfVit",
+    "transformers.models.metaclip_2.modeling_metaclip_2.MetaClip2PreTrainedModel": "hf_clip.HfClip",
+    "transformers.models.siglip.modeling_siglip.SiglipPreTrainedModel": "hf_clip.HfSiglip",
+    "transformers.models.siglip2.modeling_siglip2.Siglip2PreTrainedModel": "hf_clip.HfSiglip2",
+    "transformers.models.vit.modeling_vit.ViTPreTrainedModel": "hf_vit.HfVit",
+    "transformers.models.vit_mae.modeling_vit_mae.ViTMAEPreTrainedModel": "hf_vit.HfVit",
+    "transformers.models.vit_msn.modeling_vit_msn.ViTMSNPreTrainedModel": "hf_vit.HfVit",
 }
 
 
