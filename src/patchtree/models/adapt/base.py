@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,7 +53,12 @@ class Adapted(nn.Module, ABC):
         packs: whether its attention is ``F.scaled_dot_product_attention`` without a bias, so that the images of a batch
             can be packed into one row without padding.
         checkpointing: recompute the blocks' activations in the backward pass.
+        exact: where the features are the original's on a uniform tree, one phrase for the table of models.
+        approximate: where they cannot be, and why, one phrase; empty if there is nothing to say.
     """
+
+    exact: ClassVar[str]
+    approximate: ClassVar[str]
 
     model: nn.Module
     width: int
@@ -95,8 +99,11 @@ class Adapted(nn.Module, ABC):
     def finish(self, x: Tensor) -> Tensor:
         """Apply what follows the last block to every token, such as the last norm."""
 
-    def pool(self, x: Tensor, valid: Tensor) -> Tensor | None:
-        """Give the pooled output from the finished ``(B, prefix + N, D)`` and the valid ``(B, N)``, if there is one."""
+    def pool(self, x: Tensor, valid: Tensor | None) -> Tensor | None:
+        """Give the pooled output of the finished ``(B, prefix + N, D)``, if the original has one.
+
+        `valid` is ``(B, N)``, None without padding, so that no family needs to ask the device.
+        """
         return None
 
     # What all have in common.
@@ -140,7 +147,8 @@ class Adapted(nn.Module, ABC):
             if number in depths:
                 kept[number] = unpacked(x)[:, self.prefix :]
         x = self.finish(unpacked(x))
-        return Encoded(x[:, self.prefix :], self.pool(x, tokens.valid), tuple(kept[number] for number in depths))
+        pooled = self.pool(x, tokens.valid if padded else None)
+        return Encoded(x[:, self.prefix :], pooled, tuple(kept[number] for number in depths))
 
     def kernel(self, weight: Tensor, patch_size: int) -> Tensor:
         """Give the patch kernel ``(D, C, P, P)`` for patches of another size, as it is for its own."""
@@ -165,8 +173,15 @@ class Adapted(nn.Module, ABC):
 
     def _run(self, number: int, x: Tensor, mask: Tensor | None, beside: Any, lengths: Sequence[int] | None) -> Tensor:
         def run(x: Tensor) -> Tensor:
-            with SegmentAttention(lengths) if lengths is not None else nullcontext():
+            if lengths is None:
                 return self.block(number, x, mask, beside)
+            with SegmentAttention(lengths) as attention:
+                out = self.block(number, x, mask, beside)
+            if not attention.used:  # the images would have seen one another
+                raise RuntimeError(
+                    f"block {number} computes attention without F.scaled_dot_product_attention; set packs = False"
+                )
+            return out
 
         if self.checkpointing and self.training and torch.is_grad_enabled():
             out: Tensor = checkpoint(run, x, use_reentrant=False)
@@ -187,8 +202,22 @@ def sizes(tokens: Tokens) -> Tensor:
     return float(tokens.patch_size) * 2.0**tokens.level
 
 
-def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Average ``(B, N, D)`` over the valid tokens."""
+def spacing(tokens: Tokens) -> Tensor:
+    """Give the side in pixels of the cells of a uniform grid with as many leaves on the same area, ``(B,)``.
+
+    The unit of positions that count patches: on a uniform tree the side of its leaves, whatever their level; on
+    others positions stay in the range that a grid of as many patches has.
+    """
+    side = sizes(tokens) * tokens.valid
+    largest = side.amax(1)
+    share = ((side / largest[:, None]) ** tokens.ndim).sum(1) / tokens.valid.sum(1)
+    return largest * share ** (1 / tokens.ndim)
+
+
+def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Average ``(B, N, D)`` over the valid tokens, over all without `valid`."""
+    if valid is None:
+        return x.mean(1)
     share = valid.to(x.dtype)[..., None]
     return (x * share).sum(1) / share.sum(1)
 

@@ -27,11 +27,15 @@ class SegmentAttention(TorchFunctionMode):
 
     Args:
         lengths: tokens of each segment; their sum is the length of the row.
+
+    Attributes:
+        used: whether there was any attention to keep inside segments.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
         super().__init__()
         self.lengths = list(lengths)
+        self.used = False
 
     def __torch_function__(
         self,
@@ -53,5 +57,6 @@ class SegmentAttention(TorchFunctionMode):
             raise ValueError("a mask and segments exclude each other")
         if query.shape[-2] != sum(self.lengths):  # such as a pooling query, which sees no row of images
             raise ValueError("attention between other things than the row's tokens cannot be kept inside segments")
+        self.used = True
         parts = zip(*(torch.split(x, self.lengths, dim=-2) for x in (query, key, value)), strict=True)
         return torch.cat([_ATTENTION(q, k, v, None, *rest, **kwargs) for q, k, v in parts], dim=-2)

@@ -19,6 +19,9 @@ class TimmVit(Adapted):
     Positions are read as timm's `resample_abs_pos_embed` does: bicubic, antialiased.
     """
 
+    exact = "at every grid"
+    approximate = ""
+
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         conv = getattr(model.patch_embed, "proj", None)
@@ -59,15 +62,16 @@ class TimmVit(Adapted):
         out: Tensor = self.model.norm(x)  # type: ignore[operator]
         return out
 
-    def pool(self, x: Tensor, valid: Tensor) -> Tensor | None:
+    def pool(self, x: Tensor, valid: Tensor | None) -> Tensor | None:
         """Give what ``forward_head(x, pre_logits=True)`` does, leaving padding out."""
         model: Any = self.model
-        padded = not bool(valid.all())
-        if padded and model.attn_pool is not None:
+        if valid is None:
+            return self._head(model, x)
+        if model.attn_pool is not None:
             # Each image alone: the pooling takes no mask.
             rows = [self._head(model, x[i : i + 1, : self.prefix + int(own.sum())]) for i, own in enumerate(valid)]
             return torch.cat(rows)
-        if padded and model.global_pool == "avg" and not model.pool_include_prefix:
+        if model.global_pool == "avg" and not model.pool_include_prefix:
             return model.fc_norm(masked_mean(x[:, self.prefix :], valid))  # type: ignore[no-any-return]
         return self._head(model, x)
 
