@@ -12,9 +12,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
+from patchtree import Patcher
 from patchtree.cli import app, common
 from patchtree.io.images import write_image
 
@@ -105,7 +108,7 @@ def test_a_bug_is_called_one(run: Run, image: Path, tmp_path: Path, monkeypatch:
     result = run("patch", image, "--out", tmp_path)
     assert (result.code, result.out) == (1, "")
     assert result.err == (
-        "error: unexpected IndexError: index 5 is out of bounds; this is a bug in patchtree, "
+        f"error: {image}: unexpected IndexError: index 5 is out of bounds; this is a bug in patchtree, "
         "please report it with what the same command prints with --debug\n"
     )
 
@@ -155,13 +158,39 @@ def test_output_to_a_full_disk(image: Path) -> None:
 
 
 def test_warnings_are_told_once_on_one_line(run: Run, tmp_path: Path) -> None:
-    for name in "ab":
+    for name in "abc":
         write_image(tmp_path / f"{name}.png", picture()[:, :, 0] // 200)
+    Image.fromarray(np.full((300, 300, 4), 7, np.uint8)).save(tmp_path / "d.png")
     result = run("patch", tmp_path, "--out", tmp_path / "out", "--json")
     assert result.code == 0
-    assert len(result.json) == 2
-    assert result.err.startswith("warning: Edges found too little detail")
-    assert result.err.count("\n") == 1
+    assert len(result.json) == 4
+    first, second = result.err.splitlines()
+    assert first.startswith(f"warning: {tmp_path / 'a.png'} and 3 more images: Edges found too little detail")
+    assert second == f"warning: {tmp_path / 'd.png'}: transparent pixels are put on white"
+    alone = run("patch", tmp_path / "b.png", "--out", tmp_path / "out")
+    assert alone.err.startswith(f"warning: {tmp_path / 'b.png'}: Edges found too little detail")
+
+
+def test_the_rest_is_done_whatever_is_wrong_with_one(
+    run: Run, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [IndexError("a"), MemoryError("12 GiB"), OSError(5, "Input/output error")]
+    paths = [tmp_path / f"{at}.png" for at in range(len(errors) + 1)]
+    for path in paths:
+        path.write_bytes(image.read_bytes())
+    plan = Patcher.plan
+
+    def fail_first(self: Patcher, image: Any) -> Any:
+        if errors:
+            raise errors.pop(0)
+        return plan(self, image)
+
+    monkeypatch.setattr(Patcher, "plan", fail_first)
+    result = run("patch", *paths, "--out", tmp_path / "out", "--budget", 50, "--json")
+    assert (result.code, [figures["image"] for figures in result.json]) == (1, [str(paths[-1])])
+    lines = result.err.splitlines()
+    assert [line.startswith(f"error: {path}: ") for line, path in zip(lines, paths[:-1], strict=True)] == [True] * 3
+    assert "input/output error" in lines[2]
 
 
 def test_warnings_for_developers_are_not_for_users(run: Run, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

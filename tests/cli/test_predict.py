@@ -10,6 +10,7 @@ from PIL import Image
 
 from patchtree.inference import load
 from patchtree.io.images import read_image, read_mask, write_image
+from untrained import untrained_run
 
 from .conftest import Run, Trained, picture, run_process
 
@@ -61,6 +62,72 @@ def test_one_bad_image_among_good_ones(run: Run, trained: Trained, tmp_path: Pat
     assert len(lines) == 2
     assert any(line.startswith(f"error: {grey}: the image has 1 channel") for line in lines)
     assert any(line.startswith(f"error: {broken}: ") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def two_channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return untrained_run(tmp_path_factory.mktemp("two") / "run", channels=2)
+
+
+def write_channels(folder: Path, *names: str, seed: int = 0) -> list[Path]:
+    paths = [folder / name for name in names]
+    for at, path in enumerate(paths):
+        write_image(path, picture(seed=seed + at)[..., at % 3])
+    return paths
+
+
+def test_files_of_one_channel_each_are_one_image(run: Run, two_channels: Path, tmp_path: Path) -> None:
+    files = write_channels(tmp_path, "a_0001.tif", "b_0000.tif", "b_0001.tif", "a_0000.tif")
+    write_image(tmp_path / "c_0000.tif", picture()[..., :2])
+    write_image(tmp_path / "d.tif", picture()[..., 1:])
+    out = tmp_path / "out"
+    result = run("predict", two_channels, *files, tmp_path / "c_0000.tif", tmp_path / "d.tif", "--out", out, "--json")
+    assert (result.code, result.err) == (0, "")
+    assert [figures["image"] for figures in result.json] == [
+        str(tmp_path / name) for name in ("a_0000.tif", "b_0000.tif", "c_0000.tif", "d.tif")
+    ]
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "b.png", "c_0000.png", "d.png"]
+    image = np.stack([read_image(tmp_path / f"a_{channel:04}.tif") for channel in (0, 1)], axis=-1)
+    np.testing.assert_array_equal(read_mask(out / "a.png"), load(two_channels)(image))
+
+
+def test_frames_that_hold_all_channels_are_images_of_their_own(run: Run, two_channels: Path, tmp_path: Path) -> None:
+    for at in range(3):
+        write_image(tmp_path / f"frame_{at:04}.tif", picture(seed=at)[..., :2])
+    (tmp_path / "frame_0000.tif").write_bytes(b"II*\x00")
+    result = run("predict", two_channels, tmp_path, "--out", tmp_path / "out")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert f"{tmp_path / 'frame_0000.tif'}: " in result.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frame_0001.png", "frame_0002.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["a_0000.tif"], "a_0001.tif"),
+        (["a_0001.tif"], "a_0000.tif"),
+        (["a_0000.tif", "a_0002.tif"], "a_0001.tif"),
+        (["a_0001.tif", "a_0002.tif", "a_0003.tif"], "a_0000.tif"),
+    ],
+)
+def test_a_channel_that_is_missing_is_named(
+    names: list[str], missing: str, run: Run, two_channels: Path, tmp_path: Path
+) -> None:
+    write_channels(tmp_path, *names, "b_0000.tif", "b_0001.tif")
+    result = run("predict", two_channels, tmp_path, "--out", tmp_path / "out")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert result.err.startswith(f"error: {tmp_path / missing}: is missing, an image has 2 channels")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]
+
+
+def test_channels_that_do_not_fit_each_other(run: Run, two_channels: Path, tmp_path: Path) -> None:
+    write_channels(tmp_path, "a_0000.tif", "a_0001.tif", "b_0000.tif", "b_0001.tif", "b_0002.tif")
+    write_image(tmp_path / "a_0001.tif", picture(40, 50)[..., 0])
+    result = run("predict", two_channels, tmp_path, "--out", tmp_path / "out")
+    assert result.code == 1
+    first, second = result.err.splitlines()
+    assert "a_0001.tif: 40 x 50 pixels of uint8, but a_0000.tif is 200 x 300" in first
+    assert "b_0000.tif: the image has 3 channels (RGB), the run was trained on images with 2 channels" in second
 
 
 def test_nothing_is_overwritten(run: Run, trained: Trained, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -82,26 +83,37 @@ def tell(message: str, kind: str) -> None:
     typer.echo(message, err=True)
 
 
-def tell_error(error: Exception) -> None:
-    """Print an exception as one line on stderr, with its traceback before it where that was asked for."""
+def tell_error(error: Exception, image: Path | None = None) -> None:
+    """Print an exception as one line on stderr, with its traceback before it where that was asked for.
+
+    Args:
+        error: the exception.
+        image: what was worked on, for exceptions that do not name it.
+    """
     if DEBUG.get():
         traceback.print_exception(error)
+    about = f"{image}: " if image else ""
     match error:
         case InputError():
             message = str(error)
         case OSError(strerror=str() as reason, filename=name):
-            message = f"{name}: {reason.lower()}" if name is not None else f"{reason.lower()}"
+            message = f"{name}: {reason.lower()}" if name is not None else f"{about}{reason.lower()}"
             message += "; check the path, its permissions and the free space"
         case OSError():
             # NumPy's short writes have no error number: "4096 requested and 512 written".
-            message = f"reading or writing failed, {error}; check the free space and the permissions"
+            message = f"{about}reading or writing failed, {error}; check the free space and the permissions"
         case MemoryError():
-            message = f"not enough memory ({error}); give smaller images or a smaller budget, or free some memory"
+            message = (
+                f"{about}not enough memory ({error}); give smaller images or a smaller budget, or free some memory"
+            )
         case _ if type(error).__name__ == "OutOfMemoryError":
-            message = "not enough memory on the GPU; give a smaller --batch-size, --window or --budget"
+            message = (
+                f"{about}not enough memory on the GPU; train with a smaller --batch-size, --window or --budget, "
+                "predict with --device cpu"
+            )
         case _:
             message = (
-                f"unexpected {type(error).__name__}: {error}; this is a bug in patchtree, "
+                f"{about}unexpected {type(error).__name__}: {error}; this is a bug in patchtree, "
                 "please report it with what the same command prints with --debug"
             )
     tell(message, kind="error")
@@ -203,27 +215,93 @@ def find_images(paths: Sequence[Path]) -> tuple[list[Path], int]:
     return list(found), missed
 
 
-def check_outputs(images: Sequence[Path], outputs: Sequence[Sequence[Path]]) -> None:
-    """Make sure that what is written overwrites neither an input nor the output of another input.
+@dataclass(frozen=True)
+class Job:
+    """One image of many, and what is to be done to it.
+
+    Attributes:
+        files: the image, or its channels.
+        outputs: what is written.
+        work: does it; gives what ``--json`` prints.
+    """
+
+    files: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+    work: Callable[[], dict[str, Any]]
+
+
+def do_jobs(
+    label: str, jobs: Sequence[Job], out: Path, describe: Callable[[dict[str, Any]], str], json: bool, failed: int
+) -> None:
+    """Work on images one after the other: whatever is wrong with one is told, and the rest is done.
+
+    Warnings that several images share are told once, at the end, with their number.
 
     Args:
-        images: the inputs.
-        outputs: for each input the files that will be written for it.
+        label: of the progress bar.
+        jobs: one an image.
+        out: folder for output.
+        describe: makes the words for a person.
+        json: print JSON instead.
+        failed: images that failed before.
 
     Raises:
-        InputError: it would.
+        InputError: an input, or the output of another image, would be overwritten; nothing is done then.
+        typer.Exit: an image failed.
     """
-    writers = Counter(path for written in outputs for path in written)
-    inputs = {image.resolve() for image in images}
-    for image, written in zip(images, outputs, strict=True):
-        for path in written:
+    _check_outputs(jobs)
+    if jobs:
+        make_folder(out)
+    results = []
+    files: tuple[Path, ...] = ()
+    warned: dict[str, dict[Path, None]] = {}
+
+    def gather(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = str(message)
+        for file in files:
+            text = text.removeprefix(f"{file}: ")
+        warned.setdefault(text, {})[files[0]] = None
+
+    try:
+        with warnings.catch_warnings(), progress(label, len(jobs)) as step:
+            warnings.showwarning = gather
+            for job in jobs:
+                files = job.files
+                try:
+                    result = job.work()
+                except Exception as error:
+                    failed += 1
+                    tell_error(error, files[0])
+                else:
+                    results.append(result)
+                    if not json:
+                        typer.echo(describe(result))
+                step()
+    finally:
+        for text, images in warned.items():
+            more = f" and {len(images) - 1} more image{'s' if len(images) > 2 else ''}" if len(images) > 1 else ""
+            warnings.warn(f"{next(iter(images))}{more}: {text}", stacklevel=2)
+    if json:
+        print_json(results)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _check_outputs(jobs: Sequence[Job]) -> None:
+    """Make sure that what is written overwrites neither an input nor the output of another input."""
+    writers = Counter(path for job in jobs for path in job.outputs)
+    inputs = {file.resolve() for job in jobs for file in job.files}
+    for job in jobs:
+        for path in job.outputs:
             if writers[path] > 1:
-                others = [str(other) for other, paths in zip(images, outputs, strict=True) if path in paths]
+                both = [str(other.files[0]) for other in jobs if path in other.outputs][:2]
                 raise InputError(
-                    f"{' and '.join(others[:2])} would both be written to {path}; run them with different --out folders"
+                    f"{' and '.join(both)} would both be written to {path}; run them with different --out folders"
                 )
             if path.resolve() in inputs:
-                raise InputError(f"{path}: would be overwritten by the output for {image}; choose another --out folder")
+                raise InputError(
+                    f"{path}: would be overwritten by the output for {job.files[0]}; choose another --out folder"
+                )
 
 
 def make_folder(path: Path) -> Path:

@@ -100,7 +100,7 @@ def demo(
     predictor = load(run)
     test = out / "test" / "images" / "test.png"
     mask = make_folder(out / "masks") / "test.png"
-    predict_image(test, predictor, mask)
+    predict_image([test], predictor, mask)
     result = score(predictor, find_data(out / "test").pairs)
     dice = result["classes"]["DAB stain"]["dice"]
     say(f"test      {mask}: Dice {dice:.3f} on a part that the training never saw")

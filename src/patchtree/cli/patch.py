@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchtree.cli.common import (
-    DetailName,
-    Images,
-    Json,
-    check_outputs,
-    describe_size,
-    find_images,
-    given,
-    make_folder,
-    print_json,
-    progress,
-    tell_error,
-    verb,
-)
+from patchtree.cli.common import DetailName, Images, Job, Json, describe_size, do_jobs, find_images, given, verb
 from patchtree.errors import InputError
 from patchtree.patcher import Patcher, Patches
 from patchtree.patches import cut
@@ -75,44 +63,15 @@ def patch(
     )
     patcher = Patcher(**options)
     paths, failed = find_images(images)
-    outputs = [(out / f"{path.stem}.npz", out / f"{path.stem}_leaves.png") for path in paths]
-    check_outputs(paths, outputs)
-    if paths:
-        make_folder(out)
-    results = []
-    with progress("Patching", len(paths)) as step:
-        for path, (arrays, picture) in zip(paths, outputs, strict=True):
-            try:
-                if patch_size is not None:
-                    _check_fits(path, patch_size)
-                result = patch_image(path, patcher, arrays, picture)
-            except InputError as error:
-                failed += 1
-                tell_error(error)
-            else:
-                results.append(result)
-                if not json:
-                    typer.echo(_describe(result))
-            step()
-    if json:
-        print_json(results)
-    if failed:
-        raise typer.Exit(1)
+    jobs = []
+    for path in paths:
+        outputs = out / f"{path.stem}.npz", out / f"{path.stem}_leaves.png"
+        work = partial(patch_image, path, patcher, *outputs, must_fit=patch_size is not None)
+        jobs.append(Job((path,), outputs, work))
+    do_jobs("Patching", jobs, out, _describe, json, failed)
 
 
-def _check_fits(path: Path, patch_size: int) -> None:
-    """Refuse an image that is smaller than one patch."""
-    from patchtree.io.images import image_size
-
-    size = image_size(path)
-    if patch_size > max(size):
-        raise InputError(
-            f"{path}: patch size {patch_size} is larger than the image of {size[1]:,} x {size[0]:,} px; "
-            f"give at most {max(size)}"
-        )
-
-
-def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path) -> dict[str, Any]:
+def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path, must_fit: bool = False) -> dict[str, Any]:
     """Patch one image, write what comes of it, and measure it.
 
     Args:
@@ -120,15 +79,22 @@ def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path) -> di
         patcher: what to do with it.
         arrays: where the patches go.
         picture: where the picture of the leaves goes.
+        must_fit: refuse an image that is smaller than one patch.
 
     Returns:
         What ``patch --json`` prints of an image.
     """
     import numpy as np
 
-    from patchtree.io.images import read_image, write_image
+    from patchtree.io.images import image_size, read_image, write_image
     from patchtree.show import show
 
+    height, width = image_size(path)
+    if must_fit and patcher.patch_size > max(height, width):
+        raise InputError(
+            f"{path}: patch size {patcher.patch_size} is larger than the image of {width:,} x {height:,} px; "
+            f"give at most {max(height, width)}"
+        )
     times = [perf_counter()]
     image = read_image(path)
     times.append(perf_counter())
@@ -142,7 +108,7 @@ def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path) -> di
     patches.save(arrays)
     write_image(picture, show(image, tree))
     side = tree.patch_size
-    uniform = -(-len(image) // side) * -(-image.shape[1] // side)
+    uniform = -(-height // side) * -(-width // side)
     sizes, counts = np.unique(tree.sizes(), return_counts=True)
     psnr = measure_psnr(image, patches)
     return {

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchtree.cli.common import (
-    Device,
-    Flips,
-    Images,
-    Json,
-    Run,
-    check_outputs,
-    find_images,
-    given,
-    make_folder,
-    print_json,
-    progress,
-    tell_error,
-    verb,
-)
+from patchtree.cli.common import Device, Flips, Images, Job, Json, Run, do_jobs, find_images, given, tell_error, verb
 from patchtree.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,55 +32,40 @@ def predict(
     """Predict the masks of images with a trained run.
 
     For each image writes STEM.png, a mask of class ids of the image's own size
-    (STEM.tif where the image is too large for PNG).
+    (STEM.tif where the image is too large for PNG). nnU-Net's CASE_0000.tif,
+    CASE_0001.tif, ... are one image where the run was trained on as many
+    channels; its mask is CASE.png.
 
     Example: patchtree predict runs/glands slide.tif photos/ --out masks
     """
+    from patchtree.datasets import group_channels, split_channel
     from patchtree.inference import load
     from patchtree.io.images import image_size, mask_suffix
 
     predictor = load(run, **given(device=device))
     paths, failed = find_images(images)
-    sized: list[Path] = []
-    outputs: list[tuple[Path, ...]] = []
-    for path in paths:
+    jobs = []
+    for files in group_channels(paths, predictor.config.channels):
+        stem, _ = split_channel(files[0]) if len(files) > 1 else (files[0].stem, 0)
         try:
-            mask = out / f"{path.stem}{mask_suffix(image_size(path))}"
+            mask = out / f"{stem}{mask_suffix(image_size(files[0]))}"
         except InputError as error:
             failed += 1
             tell_error(error)
             continue
-        sized.append(path)
-        outputs.append((mask, out / f"{path.stem}_probabilities.tif") if probabilities else (mask,))
-    check_outputs(sized, outputs)
-    if sized:
-        make_folder(out)
-    results = []
-    with progress("Predicting", len(sized)) as step:
-        for path, files in zip(sized, outputs, strict=True):
-            try:
-                result = predict_image(path, predictor, files[0], files[1] if probabilities else None, flips)
-            except InputError as error:
-                failed += 1
-                tell_error(error)
-            else:
-                results.append(result)
-                if not json:
-                    typer.echo(_describe(result))
-            step()
-    if json:
-        print_json(results)
-    if failed:
-        raise typer.Exit(1)
+        shares = out / f"{stem}_probabilities.tif" if probabilities else None
+        work = partial(predict_image, files, predictor, mask, shares, flips)
+        jobs.append(Job(files, (mask, shares) if shares else (mask,), work))
+    do_jobs("Predicting", jobs, out, _describe, json, failed)
 
 
 def predict_image(
-    path: Path, predictor: Predictor, mask: Path, probabilities: Path | None = None, flips: bool = False
+    files: Sequence[Path], predictor: Predictor, mask: Path, probabilities: Path | None = None, flips: bool = False
 ) -> dict[str, Any]:
     """Predict one image and write what was asked for.
 
     Args:
-        path: the image.
+        files: the image, or its channels.
         predictor: a loaded run.
         mask: where the class ids go.
         probabilities: where the probabilities go, if anywhere.
@@ -103,10 +76,11 @@ def predict_image(
     """
     import numpy as np
 
-    from patchtree.io.images import read_image, write_image, write_mask
+    from patchtree.datasets import read_channels
+    from patchtree.io.images import write_image, write_mask
 
     started = perf_counter()
-    image = read_image(path)
+    image = read_channels(files, at_least=predictor.config.channels)
     try:
         if probabilities is None:
             ids = predictor(image, flips=flips)
@@ -115,12 +89,12 @@ def predict_image(
             ids = shares.argmax(-1)
             write_image(probabilities, shares)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{files[0]}: {error}") from error
     write_mask(mask, ids)
     labels = predictor.config.labels
     pixels = np.bincount(ids.reshape(-1), minlength=len(labels))
     return {
-        "image": str(path),
+        "image": str(files[0]),
         "shape": list(image.shape),
         "pixels": {name: int(pixels[label]) for name, label in labels.items()},
         "seconds": perf_counter() - started,

@@ -1,0 +1,29 @@
+"""A run without a training, for tests that only need one to be there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from patchtree.models.segmenter import Segmenter
+from patchtree.patcher import Patcher
+from patchtree.runs import RunConfig, save_config, save_weights
+
+
+def untrained_run(run: Path, channels: int = 3) -> Path:
+    """Write a run folder whose weights are random, of two classes and patches of 8 px."""
+    model = {"classes": 2, "channels": channels, "patch_size": 8, "size": "tiny"}
+    config = RunConfig(
+        labels={"background": 0, "disc": 1},
+        channels=channels,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        patcher=Patcher(patch_size=8, detail="residual").to_dict(),
+        density=1 / 256,
+        model=model,
+    )
+    torch.manual_seed(0)
+    save_config(run, config)
+    save_weights(run, Segmenter(**model).state_dict(), {})  # type: ignore[arg-type]
+    return run
