@@ -20,6 +20,7 @@ ORDER = (
     "patcher",
     "show",
     "io",
+    "slides",
     "tokens",
     "losses",
     "metrics",

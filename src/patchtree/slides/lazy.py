@@ -1,0 +1,226 @@
+"""A tree for a slide, grown by reading only what is opened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Executor
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchtree.detail import Detail, as_detail
+from patchtree.errors import InputError
+from patchtree.io.slides import Slide
+from patchtree.patcher import Patcher, Patches
+from patchtree.refine import refine
+from patchtree.slides.cells import Cells
+from patchtree.slides.cut import cut_halved
+from patchtree.slides.halved import Box, Halved, threads
+from patchtree.tree import Tree, cover_level, morton
+
+# A level of at most so many pixels is read whole to begin with, so that nothing is too small to be seen.
+_WHOLE_PIXELS = 1 << 20
+_CHILDREN = np.array(list(product((0, 1), repeat=2)))
+
+
+def patch_slide(
+    patcher: Patcher,
+    slide: Slide,
+    min_mpp: float | None = None,
+    region: Box | None = None,
+    workers: int | None = None,
+) -> Patches:
+    """Plan the tree of a slide and cut it, as a patcher does with an image; nothing is read twice.
+
+    Args:
+        patcher: its options are those of `refine_slide`.
+        slide: what `open_slide` gave.
+        min_mpp: see `refine_slide`.
+        region: see `refine_slide`.
+        workers: see `refine_slide`.
+    """
+    halved = Halved(slide)
+    with threads(workers) as pool:
+        tree = _refine(halved, pool, patcher, min_mpp, region)
+        return Patches(cut_halved(halved, tree, pool), tree)
+
+
+def refine_slide(
+    slide: Slide,
+    patch_size: int = 16,
+    budget: int | None = 1024,
+    threshold: float | None = None,
+    detail: str | Detail | Callable[[NDArray[Any]], NDArray[Any]] = "residual",
+    max_level: int | None = None,
+    balanced: bool = False,
+    min_mpp: float | None = None,
+    region: Box | None = None,
+    workers: int | None = None,
+) -> Tree:
+    """Refine a slide, reading for each cell that comes up only the pyramid level just finer than it.
+
+    The detail of a cell is what that level adds, in units of level 0. It is measured once the cell's parent was opened,
+    and never counts for more than the parent's, which is the order of best-first refinement. So the tree is the one
+    that opens a cell at a time, whatever is read at once. The coarse levels are read whole, and measured as `Patcher`
+    measures an image; a slide that is small enough gets the same tree.
+
+    Args:
+        slide: what `open_slide` gave.
+        patch_size: pixels on a side of a patch.
+        budget: the most leaves to make; None: as many as the threshold gives.
+        threshold: cells with no more detail than this are not split, even within the budget.
+        detail: as for `Patcher`. ``"edges"`` counts edge pixels of the finer level as that many of level 0 in a row; a
+            function is given parts of one level at a time and gives a map of the same shape.
+        max_level: level of the largest leaves; None lets a single cell cover the slide.
+        balanced: make leaves that share a face differ by at most one level.
+        min_mpp: micrometres along a pixel of the finest patches wanted.
+        region: y0, x0, y1, x1 in pixels of level 0; cells wholly outside it are not split.
+        workers: threads that read; None: one a core.
+
+    Raises:
+        InputError: an option is not possible, the budget is below the number of roots, `min_mpp` is given for a slide
+            without a pixel size, or the slide cannot be read.
+    """
+    patcher = Patcher(patch_size, budget, threshold, detail, max_level, balanced)
+    with threads(workers) as pool:
+        return _refine(Halved(slide), pool, patcher, min_mpp, region)
+
+
+def finest_level(slide: Slide, min_mpp: float | None) -> int:
+    """Give the level of the smallest leaves whose pixels are at least so many micrometres.
+
+    Raises:
+        InputError: the slide has no pixel size, or the number is not positive.
+    """
+    if min_mpp is None:
+        return 0
+    if not min_mpp > 0:
+        raise InputError(f"min_mpp {min_mpp} is not possible; give micrometres a pixel, more than 0")
+    if slide.mpp is None:
+        raise InputError(f"{slide.path}: has no pixel size, which min_mpp needs; set it with mpp (--mpp)")
+    # Pixel sizes are rounded in files: what is meant to be twice another is not always so.
+    return max(0, math.ceil(math.log2(min_mpp / min(slide.mpp)) - 0.02))
+
+
+def opened(tree: Tree, level: int) -> NDArray[np.bool_]:
+    """Give the cells of a level that were opened: on a slide, where there is tissue.
+
+    >>> opened(Tree.uniform((64, 32), patch_size=16, level=0), level=1).tolist()
+    [[True], [True]]
+
+    Returns:
+        A grid of cells of ``patch_size * 2**level`` pixels, ``(ceil(H / side), ceil(W / side))``.
+    """
+    out = np.zeros([-(-length // (tree.patch_size << level)) for length in tree.shape], bool)
+    finer = tree.level < level
+    out[tuple((tree.index[finer] >> (level - tree.level[finer].astype(np.int32))[:, None]).T)] = True
+    return out
+
+
+def _refine(halved: Halved, pool: Executor, patcher: Patcher, min_mpp: float | None, region: Box | None) -> Tree:
+    shape, p, budget = halved.slide.shape, patcher.patch_size, patcher.budget
+    top = cover_level(shape, p) if patcher.max_level is None else patcher.max_level
+    counts = [[-(-length // (p << level)) for length in shape] for level in range(top + 1)]
+    # Only where cells are measured do these take memory.
+    details = [np.zeros(cells) for cells in counts[1:]]
+    finest = min(finest_level(halved.slide, min_mpp), top)
+    if budget is None or budget >= prod(counts[top]):
+        cells = Cells(halved, p, as_detail(patcher.detail), pool)
+        first = _measure_coarse(cells, details, finest, region)
+        _open_best(cells, details, counts, (first, finest), patcher, region)
+    return refine(details, shape, p, budget, patcher.threshold, patcher.balanced)
+
+
+def _measure_coarse(cells: Cells, details: list[NDArray[np.float64]], finest: int, region: Box | None) -> int:
+    """Measure the cells of coarse levels, the roots at least; give the finest of those levels."""
+    top, halved = len(details), cells.halved
+    whole = finest
+    while whole < top and prod(halved.shape(whole)) > _WHOLE_PIXELS:
+        whole += 1
+    if whole < top:
+        values = _read_whole(halved, whole, cells)
+        halved.keep(whole, values)
+        details[whole:] = cells.measure_whole(whole, values, top - whole)
+    elif finest < top:
+        roots = np.argwhere(np.ones(details[-1].shape, bool))
+        details[-1][tuple(roots.T)] = cells.measure(top, roots)
+        whole = top - 1
+    for level in range(whole + 1, top + 1):
+        everywhere = np.argwhere(details[level - 1])
+        out = everywhere[~_touches(everywhere, cells.patch_size << level, region)]
+        details[level - 1][tuple(out.T)] = 0
+    return whole + 1
+
+
+def _open_best(
+    cells: Cells,
+    details: list[NDArray[np.float64]],
+    counts: list[list[int]],
+    levels: tuple[int, int],
+    patcher: Patcher,
+    region: Box | None,
+) -> None:
+    """Measure the children of every cell that is split, until no more are found.
+
+    What is measured is a guess at first, and covers more and more of what best-first refinement opens. Cells that it
+    would not have opened only cost time: the tree is read off the details when all that it opens are among them.
+
+    Args:
+        cells: what measures.
+        details: a grid a level from 1 up; measured for the levels from the first of `levels` up.
+        counts: cells of each level from 0 up.
+        levels: the finest level that is measured, and that of the smallest leaves.
+        patcher: for the budget and the threshold.
+        region: where to refine.
+    """
+    first, finest = levels
+    floor = patcher.threshold or 0.0
+    found = [(level, np.argwhere(details[level - 1] > floor)) for level in range(len(details), first - 1, -1)]
+    level = np.concatenate([np.full(len(index), at) for at, index in found] or [np.zeros(0, np.int64)])
+    index = np.concatenate([index for _, index in found] or [np.zeros((0, 2), np.int64)])
+    value = np.concatenate([details[at - 1][tuple(index.T)] for at, index in found] or [np.zeros(0)])
+    seen = (level > first) | (level <= finest + 1)
+    grid = np.array(counts)
+    while True:
+        order = np.lexsort((morton(index), -level, -value))
+        if patcher.budget is not None:
+            added = np.minimum(2, grid[level[order] - 1] - 2 * index[order]).prod(axis=1) - 1
+            spare = patcher.budget - prod(counts[-1])
+            order = order[: np.searchsorted(np.cumsum(added), spare, side="right")]
+        fresh = order[~seen[order]]
+        if not len(fresh):
+            return
+        seen[fresh] = True
+        for at in np.unique(level[fresh]).tolist():
+            parents = fresh[level[fresh] == at]
+            children = (2 * index[parents][:, None] + _CHILDREN).reshape(-1, 2)
+            limit = np.repeat(value[parents], len(_CHILDREN))
+            kept = (children < grid[at - 1]).all(axis=1) & _touches(children, cells.patch_size << (at - 1), region)
+            children = children[kept]
+            got = np.minimum(cells.measure(at - 1, children), limit[kept])
+            details[at - 2][tuple(children.T)] = got
+            children, got = children[got > floor], got[got > floor]
+            level = np.concatenate([level, np.full(len(got), at - 1)])
+            index = np.concatenate([index, children])
+            value = np.concatenate([value, got])
+            seen = np.concatenate([seen, np.full(len(got), at - 1 <= finest + 1)])
+
+
+def _touches(index: NDArray[np.int64], side: int, region: Box | None) -> NDArray[np.bool_]:
+    """Tell the cells of `side` pixels that have a part in the region."""
+    if region is None:
+        return np.ones(len(index), bool)
+    low, high = np.array(region[:2]), np.array(region[2:])
+    return np.asarray(((index * side < high) & ((index + 1) * side > low)).all(axis=1))
+
+
+def _read_whole(halved: Halved, level: int, cells: Cells) -> NDArray[Any]:
+    """Read a level by rows of tiles."""
+    height, width = halved.shape(level)
+    rows = halved.tile(level)
+    tops = range(0, height, rows)
+    return np.concatenate(list(cells.pool.map(lambda top: halved.read(level, top, 0, top + rows, width), tops)))
