@@ -35,7 +35,7 @@ class Raster:
 
 
 @contextmanager
-def decoding(path: Path, kind: str) -> Iterator[None]:
+def decoding(path: Path | str, kind: str) -> Iterator[None]:
     """Turn whatever a decoder throws into an InputError, and keep its warnings in."""
     try:
         with warnings.catch_warnings():

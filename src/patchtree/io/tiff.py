@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def read(path: Path) -> Raster:
         rows, columns = series.axes.index("Y"), series.axes.index("X")
         shape = series.shape[rows], series.shape[columns]
         check_room(path, (*shape, series.size // (shape[0] * shape[1])), series.dtype.itemsize)
-        _check_whole(path, tif, series)
+        check_whole(path, tif, series.pages)
         samples = np.moveaxis(series.asarray(), (rows, columns), (0, 1))
         samples = samples.reshape(*samples.shape[:2], -1)  # at most one of the other axes is longer than 1
         samples = samples[:, :, 0] if samples.shape[2] == 1 else samples
@@ -80,11 +80,13 @@ def _open(path: Path) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPageSeri
         yield tif, first
 
 
-def _check_whole(path: Path, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> None:
+def check_whole(
+    path: Path | str, tif: tifffile.TiffFile, pages: Iterable[tifffile.TiffPage | tifffile.TiffFrame | None]
+) -> None:
     """Refuse a file that ends before its pixels or its list of pages: tifffile would leave out what is missing."""
     ends = [
         offset + count
-        for page in series.pages
+        for page in pages
         if page is not None
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
     ]

@@ -17,9 +17,21 @@ from patchtree.errors import InputError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+HOW_TO_INSTALL = 'pip install "patchtree[slides]"'
+
 Box = tuple[int, int, int, int]
 # Levels are cut to whole pixels, so a ratio of 2 may show as 2.0005; one that was meant as another is further off.
 _TOLERANCE = 0.01
+_MICROMETRES = {
+    **dict.fromkeys(("pm", "picometer", "picometre"), 1e-6),
+    **dict.fromkeys(("å", "angstrom"), 1e-4),
+    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
+    **dict.fromkeys(("\N{MICRO SIGN}m", "um", "micrometer", "micrometre", "micron", "microns"), 1.0),
+    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e3),
+    **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
+    **dict.fromkeys(("m", "meter", "metre"), 1e6),
+    **dict.fromkeys(("in", "inch"), 25400.0),
+}
 
 
 @dataclass(frozen=True)
@@ -173,22 +185,38 @@ def true_downsample(finest: tuple[int, int], shape: tuple[int, int]) -> tuple[fl
     return ratios[0], ratios[1]
 
 
-def over_background(colours: NDArray[Any], alpha: NDArray[Any], background: NDArray[Any]) -> NDArray[Any]:
-    """Colours (h, w, C) of opacity (h, w) over a background (C,), rounded to their own type."""
+def over_background(
+    colours: NDArray[Any], alpha: NDArray[Any], background: NDArray[Any], premultiplied: bool = False
+) -> NDArray[Any]:
+    """Colours (h, w, C) of opacity (h, w) over a background (C,), rounded to their own type.
+
+    >>> over_background(np.uint8([[[10], [10], [10]]]), np.uint8([[255, 0, 51]]), np.uint8([255])).tolist()
+    [[[10], [255], [206]]]
+    """
     opaque = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
     clear = alpha != opaque
     out = np.ascontiguousarray(colours)
     if clear.any():
         share = (alpha[clear].astype(np.float32) / opaque)[:, None]
-        mixed = colours[clear] * share + background * (1 - share)
+        mixed = colours[clear] * (1 if premultiplied else share) + background * (1 - share)
         out = out.copy() if out is colours else out
-        out[clear] = np.rint(mixed) if out.dtype.kind in "iu" else mixed
+        out[clear] = np.rint(mixed.clip(max=opaque)) if out.dtype.kind in "iu" else mixed
     return out
 
 
 def default_background(channels: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """(C,): white for 8-bit RGB, which is glass; 0 for all else, such as fluorescence and class ids."""
     return np.full(channels, 255 if channels == 3 and dtype == np.uint8 else 0, dtype)
+
+
+def micrometres(value: float, unit: str | None) -> float | None:
+    """A length in micrometres; None where it is none, or its unit is not known.
+
+    >>> micrometres(250, "nanometer"), micrometres(0.5, "µm"), micrometres(1, "pixel")
+    (0.25, 0.5, None)
+    """
+    factor = _MICROMETRES.get((unit or "").strip().lower().replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}"))
+    return value * factor if factor and 0 < value < math.inf else None
 
 
 def need_mpp(slide: Slide, use: str) -> tuple[float, float] | None:
