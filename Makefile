@@ -20,8 +20,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# make bench lists the benchmarks, make bench NAME=tokenize runs one.
 bench: $(INSTALLED)
-	$(BIN)/patchtree bench
+	$(BIN)/patchtree bench $(NAME)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

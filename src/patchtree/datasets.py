@@ -127,26 +127,32 @@ def check_data(dataset: DataSet) -> None:
     Raises:
         InputError: names the first file that is at fault, and how many more are.
     """
-    classes = len(dataset.labels)
-    problems, pixels = [], np.zeros(classes, np.int64)
+    problems, pixels = survey_data(dataset)
+    if problems:
+        more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
+        raise InputError(problems[0] + more)
+    absent = [name for name, count in pixels.items() if not count]
+    if absent:
+        warnings.warn(f"{dataset.root}: no mask has a pixel of {', '.join(map(repr, absent))}", stacklevel=2)
+
+
+def survey_data(dataset: DataSet) -> tuple[list[str], dict[str, int]]:
+    """List what would spoil a training, a line each, and count the pixels of each class.
+
+    Headers of images and whole masks are read; pixels of images are not.
+    """
+    problems, pixels = [], np.zeros(len(dataset.labels), np.int64)
     for pair in dataset.pairs:
         try:
             problems += _check_pair(pair, dataset, pixels)
         except InputError as error:
             problems.append(str(error))
-    if problems:
-        more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
-        raise InputError(problems[0] + more)
-    if not pixels.any():
-        raise InputError(f"{dataset.root}: every pixel of every mask is ignored; there is nothing to learn from")
-    if np.count_nonzero(pixels) == 1:
-        name = list(dataset.labels)[int(pixels.argmax())]
-        raise InputError(
-            f"{dataset.root}: every pixel of every mask is {name!r}; there is nothing to learn from, check the masks"
+    if not problems and np.count_nonzero(pixels) < 2:
+        what = repr(list(dataset.labels)[int(pixels.argmax())]) if pixels.any() else "ignored"
+        problems.append(
+            f"{dataset.root}: every pixel of every mask is {what}; there is nothing to learn from, check the masks"
         )
-    absent = [name for name, count in zip(dataset.labels, pixels, strict=True) if not count]
-    if absent:
-        warnings.warn(f"{dataset.root}: no mask has a pixel of {', '.join(map(repr, absent))}", stacklevel=2)
+    return problems, {name: int(count) for name, count in zip(dataset.labels, pixels, strict=True)}
 
 
 def split_data(dataset: DataSet, share: float = 0.2, seed: int = 0) -> tuple[DataSet, DataSet]:
@@ -193,6 +199,19 @@ def choose(dataset: DataSet, names: Iterable[str]) -> DataSet:
     if missing:
         raise InputError(f"{dataset.root}: has no image {missing[0]!r}{_more(missing)}; check the data set's folder")
     return replace(dataset, pairs=tuple(pair for pair in dataset.pairs if pair.name in wanted))
+
+
+def count_ids(path: Path) -> dict[int, int]:
+    """Count the pixels of each id in a mask file; what was counted is remembered while the file stays the same.
+
+    Raises:
+        InputError: the file is no mask.
+    """
+    try:
+        state = path.stat()
+    except OSError:
+        return _count_ids(path, 0, 0)
+    return _count_ids(path, state.st_size, state.st_mtime_ns)
 
 
 def read_channels(files: Sequence[Path], at_least: int = 1) -> NDArray[Any]:
@@ -377,7 +396,7 @@ def _check_pair(pair: Pair, dataset: DataSet, pixels: NDArray[np.int64]) -> list
         if other != size:
             return [f"{path}: {_size(other)} pixels, but {pair.image.name} has {_size(size)}; make them equal"]
     problems = []
-    for label, count in _ids(pair.mask).items():
+    for label, count in count_ids(pair.mask).items():
         label = min(label, 1) if pair.white else label
         if label == dataset.ignore:
             continue
@@ -391,16 +410,7 @@ def _check_pair(pair: Pair, dataset: DataSet, pixels: NDArray[np.int64]) -> list
 
 
 def _all_ids(pairs: tuple[Pair, ...]) -> list[int]:
-    return sorted(set().union(*(_ids(pair.mask) for pair in pairs)))
-
-
-def _ids(path: Path) -> dict[int, int]:
-    """Count the pixels of each id in a mask file; what was counted is remembered while the file stays the same."""
-    try:
-        state = path.stat()
-    except OSError:
-        return _count_ids(path, 0, 0)
-    return _count_ids(path, state.st_size, state.st_mtime_ns)
+    return sorted(set().union(*(count_ids(pair.mask) for pair in pairs)))
 
 
 @lru_cache(maxsize=1 << 16)

@@ -16,13 +16,14 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "common.py").touch()
     (folder / "loss.py").write_text("import sys; print('loss', *sys.argv[1:]); sys.exit(3)")
-    (folder / "cut.py").write_text("print('cut')")
+    (folder / "cut.py").write_text('"""Patches of all sizes.\n\nMore."""\nprint("cut")')
     return folder
 
 
 def test_names_are_listed(checkout: Path, run: Run) -> None:
     result = run("bench")
-    assert (result.code, result.out, result.err) == (0, "cut\nloss\n", "")
+    expected = "cut   Patches of all sizes.\nloss\nRun one with: patchtree bench NAME\n"
+    assert (result.code, result.out, result.err) == (0, expected, "")
 
 
 def test_one_is_run_with_its_own_words_and_exit_code(checkout: Path, run: Run) -> None:

@@ -3,11 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+from PIL import Image
 
 from patchtree import Patcher, Tree
-from patchtree.io.images import write_image
+from patchtree.datasets import find_data, split_data
+from patchtree.io.images import write_image, write_mask
 
-from .conftest import Run, picture
+from .conftest import Run, picture, write_data
 
 
 def test_an_image(run: Run, tmp_path: Path) -> None:
@@ -44,6 +47,72 @@ def test_patches_and_trees(run: Run, tmp_path: Path) -> None:
     assert first == {"path": str(tmp_path / "a.npz"), "kind": "patches", **tree, **pixels, **place}
     assert second == {"path": str(tmp_path / "a.tree"), "kind": "tree", **tree}
     assert (third["shape"], third["leaves"]) == ([20, 30, 40], 12)
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_a_mask(palette: bool, run: Run, tmp_path: Path) -> None:
+    ids = np.zeros((10, 20), np.uint8)
+    ids[:2] = 3
+    file = Image.fromarray(ids)
+    if palette:
+        file.putpalette([9, 9, 9, 0, 0, 0, 0, 0, 0, 255, 0, 128])
+    file.save(tmp_path / "mask.png")
+    [result] = run("info", tmp_path / "mask.png", "--json").json
+    assert result["ids"] == {"0": 0.8, "3": 0.2}
+    assert "  ids      0: 0.8, 3: 0.2" in run("info", tmp_path / "mask.png").out
+
+
+def test_a_data_folder(run: Run, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", "abcdefghijkl", labels={"background": 0, "disc": 1, "ignore": 255})
+    write_image(data / "images" / "a.png", picture(30, 40))
+    write_mask(data / "masks" / "a.png", np.full((30, 40), 255))
+    result = run("info", data, "--json")
+    assert (result.code, result.err) == (0, "")
+    dataset = find_data(data)
+    share = np.mean([pair.read_mask() for pair in dataset.pairs[1:]])
+    train, val = split_data(dataset)
+    assert result.json == [
+        {
+            "path": str(data),
+            "kind": "data",
+            "images": 12,
+            "smallest": [30, 40],
+            "largest": [96, 128],
+            "channels": {"3": 12},
+            "dtype": {"uint8": 12},
+            "labels": {"background": 0, "disc": 1},
+            "ignore": 255,
+            "shares": {"background": float(f"{1 - share:.4g}"), "disc": float(f"{share:.4g}")},
+            "train": [pair.name for pair in train.pairs],
+            "val": [pair.name for pair in val.pairs],
+            "problems": [],
+        }
+    ]
+    out = run("info", data).out
+    assert "  largest   96, 128" in out
+    assert ", ... (10 in all)" in out
+    assert "  problems  none" in out
+
+
+def test_a_data_folder_that_training_would_refuse(run: Run, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", labels={"background": 0, "disc": 1})
+    write_mask(data / "masks" / "a.png", np.zeros((5, 5), np.uint8))
+    write_mask(data / "masks" / "b.png", np.full((96, 128), 7))
+    (data / "images" / "c.png").write_bytes((data / "images" / "c.png").read_bytes()[:500])
+    (data / "splits.json").write_text("{}")
+    words = ["a.png: 5 x 5 pixels", "b.png: holds id 7", "c.png: ", "splits.json: has no names under 'train'"]
+    result = run("info", data, "--json")
+    assert result.code == 1
+    [found] = result.json
+    assert len(found["problems"]) == 4
+    assert all(word in problem for word, problem in zip(words, found["problems"], strict=True))
+    assert result.err.splitlines() == [f"error: {problem}" for problem in found["problems"]]
+    assert found["channels"] == {"3": 3}
+    assert "  problems  4\n" in run("info", data).out
+
+
+def test_a_folder_that_is_neither_a_run_nor_data(run: Run, tmp_path: Path) -> None:
+    assert run("info", tmp_path).failed_with(str(tmp_path), "neither a run (config.json) nor a data folder")
 
 
 def test_what_a_person_reads(run: Run, image: Path) -> None:

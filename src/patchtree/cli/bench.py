@@ -16,27 +16,32 @@ _FOLDER = Path(__file__).resolve().parents[3] / "bench"
 @verb
 def bench(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Which one; without a name they are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Which one; without a name nothing runs, they are listed.")] = None,
 ) -> None:
-    """Run a benchmark: the figures in the README.
+    """Run a benchmark, or list them: those that made the figures in the README.
 
     Benchmarks are part of the source checkout, not of the installed package.
-    Further words are handed to the benchmark.
+    Further words are handed to the benchmark; after NAME, -- --help lists them.
 
     Example: patchtree bench tokenize
     """
+    import ast
     import subprocess
     import sys
 
-    names = sorted(path.stem for path in _FOLDER.glob("*.py") if path.stem != "common")
-    if not names:
+    files = {path.stem: path for path in sorted(_FOLDER.glob("*.py")) if path.stem != "common"}
+    if not files:
         raise InputError(
             f"{_FOLDER}: no benchmarks here, they are not part of the installed package; clone the repository, "
             "install it with pip install -e . and run again"
         )
     if name is None:
-        typer.echo("\n".join(names))
+        width = max(map(len, files))
+        for stem, path in files.items():
+            about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            typer.echo(f"{stem:{width}}  {about.partition(chr(10))[0]}".rstrip())
+        typer.echo("Run one with: patchtree bench NAME")
         return
-    if name not in names:
-        raise InputError(f"{name}: no such benchmark; choose one of {', '.join(names)}")
-    raise typer.Exit(subprocess.run([sys.executable, _FOLDER / f"{name}.py", *context.args], check=False).returncode)
+    if name not in files:
+        raise InputError(f"{name}: no such benchmark; choose one of {', '.join(files)}")
+    raise typer.Exit(subprocess.run([sys.executable, files[name], *context.args], check=False).returncode)

@@ -2,44 +2,58 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from patchtree.cli.common import Json, print_json, tell_error, verb
+from patchtree.cli.common import Json, print_json, progress, tell, tell_error, verb
 from patchtree.errors import InputError
+
+_SHOWN = 8  # of a long list
+_MOST_IDS = 32  # a picture has more greys than a mask has classes
 
 
 @verb
 def info(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Images, runs, trees (.tree), patches (.npz).")
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Images, masks, data folders, runs, trees (.tree), patches (.npz)."),
     ],
     json: Json = False,
 ) -> None:
-    """Say what a file or a run is.
+    """Say what a file, a data folder or a run is.
 
     Of an image: shape, type, range and noise (the standard deviation, estimated
-    from the finest details). Of patches and trees: how many leaves of which
-    size. Of a run: labels, patches, model, validation score.
+    from the finest details); of a mask also the share of each id. Of a data
+    folder: images, labels and their shares of the pixels, the split that
+    training makes, and all that training would refuse, with exit code 1. Of
+    patches and trees: how many leaves of which size. Of a run: labels, patches,
+    model, validation score.
 
-    Example: patchtree info slide.tif slide.npz runs/glands
+    Example: patchtree info slide.tif slide.npz glands runs/glands
     """
     results = []
     failed = False
     for path in paths:
         try:
             result = _reader(path)(path)
-        except InputError as error:
+        except Exception as error:
             failed = True
-            tell_error(error)
+            tell_error(error, path)
             continue
         results.append({"path": str(path), **result})
         if not json:
-            width = max(map(len, result))
-            typer.echo("\n".join([str(path), *(f"  {name:{width}}  {_say(value)}" for name, value in result.items())]))
+            lines = {name: _say(value) for name, value in result.items()}
+            if "problems" in lines:
+                lines["problems"] = str(len(result["problems"]) or "none")
+            width = max(map(len, lines))
+            typer.echo("\n".join([str(path), *(f"  {name:{width}}  {line}" for name, line in lines.items())]))
+        for problem in result.get("problems", ()):
+            failed = True
+            tell(problem, kind="error")
     if json:
         print_json(results)
     if failed:
@@ -49,13 +63,55 @@ def info(
 def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
     """Choose how to read a file by its first bytes."""
     if path.is_dir():
-        return _run
+        return _data if any((path / name).is_dir() for name in ("images", "imagesTr")) else _run
     try:
         with path.open("rb") as file:
             head = file.read(4)
     except OSError:
         head = b""
     return {b"PTRE": _tree, b"PK\x03\x04": _patches}.get(head, _image)
+
+
+def _data(path: Path) -> dict[str, Any]:
+    from patchtree.datasets import find_data, split_data, survey_data
+
+    dataset = find_data(path)
+    problems, pixels = survey_data(dataset)
+    channels: Counter[str] = Counter()
+    types: Counter[str] = Counter()
+    shapes = []
+    with progress("Reading", len(dataset)) as step:
+        for pair in dataset.pairs:
+            try:
+                image = pair.read_image()
+            except InputError as error:
+                problems.append(str(error))
+            else:
+                channels[str(image.shape[2] if image.ndim == 3 else 1)] += 1
+                types[image.dtype.name] += 1
+                shapes.append(image.shape[:2])
+            step()
+    parts: dict[str, list[str]] = {"train": [], "val": []}
+    try:
+        split = split_data(dataset)
+        parts = {name: [pair.name for pair in part.pairs] for name, part in zip(parts, split, strict=True)}
+    except InputError as error:
+        problems.append(str(error))
+    shapes.sort(key=lambda shape: shape[0] * shape[1])
+    total = max(1, sum(pixels.values()))
+    return {
+        "kind": "data",
+        "images": len(dataset),
+        "smallest": list(shapes[0]) if shapes else None,
+        "largest": list(shapes[-1]) if shapes else None,
+        "channels": dict(channels),
+        "dtype": dict(types),
+        "labels": dataset.labels,
+        "ignore": dataset.ignore,
+        "shares": {name: _round(count / total) for name, count in pixels.items()},
+        **parts,
+        "problems": list(dict.fromkeys(problems)),
+    }
 
 
 def _image(path: Path) -> dict[str, Any]:
@@ -72,11 +128,28 @@ def _image(path: Path) -> dict[str, Any]:
         "shape": list(image.shape),
         "dtype": str(image.dtype),
         "bytes": image.nbytes,
-        "lowest": _rounded(pixels.min(axes)),
-        "mean": _rounded(pixels.mean(axes, dtype=np.float64)),
-        "highest": _rounded(pixels.max(axes)),
-        "noise": _rounded(estimate_noise(pixels)),
+        "lowest": [_round(value) for value in pixels.min(axes)],
+        "mean": [_round(value) for value in pixels.mean(axes, dtype=np.float64)],
+        "highest": [_round(value) for value in pixels.max(axes)],
+        "noise": [_round(value) for value in estimate_noise(pixels)],
+        **_ids(path),
     }
+
+
+def _ids(path: Path) -> dict[str, Any]:
+    """Give the share of each id, if the image may be a mask."""
+    from patchtree.datasets import count_ids
+
+    try:
+        counts = count_ids(path)
+    except InputError:
+        return {}
+    total = sum(counts.values())
+    return (
+        {"ids": {str(label): _round(count / total) for label, count in counts.items()}}
+        if len(counts) <= _MOST_IDS
+        else {}
+    )
 
 
 def _patches(path: Path) -> dict[str, Any]:
@@ -112,8 +185,12 @@ def _describe_tree(tree: Any) -> dict[str, Any]:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    from patchtree.runs import METRICS, WEIGHTS, load_config
+    from patchtree.runs import CONFIG, METRICS, WEIGHTS, load_config
 
+    if not (path / CONFIG).exists():
+        raise InputError(
+            f"{path}: neither a run ({CONFIG}) nor a data folder (images/ or imagesTr/); name one, or the files in it"
+        )
     config = load_config(path)
     scores = _validations(path / METRICS)
     best = max(scores, key=lambda row: float(row["dice"]), default=None)
@@ -157,18 +234,19 @@ def _validations(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _rounded(values: Any) -> list[float]:
+def _round(value: float) -> float:
     """Give four digits, which is what a reader wants."""
-    return [float(f"{value:.4g}") for value in values]
+    return float(f"{value:.4g}")
 
 
 def _say(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_say(item)}" for name, item in value.items())
     if isinstance(value, list):
-        return ", ".join(map(_say, value))
+        more = f", ... ({len(value):,} in all)" if len(value) > _SHOWN else ""
+        return ", ".join(map(_say, value[:_SHOWN])) + more
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
-        return "none yet"
+        return "none"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
