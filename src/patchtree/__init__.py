@@ -13,6 +13,7 @@ from patchtree.tree import Tree
 
 if TYPE_CHECKING:
     from patchtree.io.images import read_image, read_mask
+    from patchtree.models.mosaic import through_mosaic
     from patchtree.models.segmenter import Segmenter
     from patchtree.tokens import Tokens, collate, mosaic, unmosaic
 
@@ -35,6 +36,7 @@ __all__ = [
     "read_mask",
     "refine",
     "show",
+    "through_mosaic",
     "unmosaic",
 ]
 
@@ -46,6 +48,7 @@ _LAZY = {
     "mosaic": "patchtree.tokens",
     "read_image": "patchtree.io.images",
     "read_mask": "patchtree.io.images",
+    "through_mosaic": "patchtree.models.mosaic",
     "unmosaic": "patchtree.tokens",
 }
 
