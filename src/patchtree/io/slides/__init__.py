@@ -69,11 +69,12 @@ def open_slide(path: str | os.PathLike[str], mpp: float | Sequence[float] | None
 
 
 def is_slide(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is better read as a slide than as an image: of several levels, or of over 16,384 x 16,384 pixels.
+    """Whether a path is better read as a slide than as an image.
 
-    False where it cannot be opened, which `open_slide` explains.
+    That is a pyramid, a scanner's format, or a TIFF of over 16,384 x 16,384 pixels. False where it cannot be opened:
+    `open_slide` says why.
     """
-    from patchtree.io.slides.through_tifffile import is_for_parts
+    from patchtree.io.slides.through_tifffile import TiffSlide, is_for_parts
 
     path = os.fspath(path)
     try:
@@ -85,7 +86,8 @@ def is_slide(path: str | os.PathLike[str]) -> bool:
         if not is_url(path) and not is_for_parts(path, _LARGE):
             return False
         with _tiff(path, None) as slide:
-            return len(slide.levels) > 1 or slide.shape[0] * slide.shape[1] > _LARGE
+            large = len(slide.levels) > 1 or slide.shape[0] * slide.shape[1] > _LARGE
+            return large or not isinstance(slide, TiffSlide) or slide.scanned
     except (InputError, OSError):
         return False
 

@@ -39,6 +39,7 @@ _CACHE_BYTES = 1 << 26  # tiles that a box cut through and the next may ask for 
 _PRINTED = 40.0  # micrometres: what is coarser (600 dots an inch) is the size on paper, not that of the specimen
 # Kinds of file whose pages tifffile leaves apart where the ratio of two levels is not that of the next two.
 _LOOSE = ("generic", "shaped", "ome")
+_WRITTEN = (*_LOOSE, "imagej", "uniform")  # by programs, not by scanners
 _JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY)
 # Their decoders give RGB whatever the tag says.
 _TO_RGB = (
@@ -63,6 +64,9 @@ class TiffSlide(Slide):
     Channels come last, whichever way they are stored. The colours of a palette are not looked up: such files are masks.
     Alpha is no channel: the colours are put over the background.
 
+    Attributes:
+        scanned: whether a scanner's maker laid the file out.
+
     Raises:
         ForeignTiff: it is one of those that only OpenSlide puts together.
         InputError: the file cannot be read, is cut short, has several images or pages, or colours other than RGB.
@@ -80,6 +84,7 @@ class TiffSlide(Slide):
             tiff.check_whole(path, tif, [page for series in pyramid for page in series.pages])
             self._stored = [_Stored.of(path, series) for series in pyramid]
             self.mpp = mpp or _pixel_size(tif, pyramid[0])
+            self.scanned = pyramid[0].kind not in _WRITTEN
             self.kind = f"{pyramid[0].kind} TIFF, {_compression(first)}, tifffile"
         shapes = [stored.shape for stored in self._stored]
         self.levels = tuple(
