@@ -40,11 +40,13 @@ class Cells:
     def measure(self, level: int, index: NDArray[np.int64]) -> NDArray[np.float64]:
         """Measure cells of a level, ``(M, 2)`` -> ``(M,)``. What a cell gets does not depend on the others."""
         side = self._side(level)
+        if not len(index):
+            return np.zeros(0)
         parts, which = np.unique(index // side, axis=0, return_inverse=True)
         keys = [(level, row, column) for row, column in parts.tolist()]
         missing = [key for key in keys if key not in self._known]
         if missing:
-            self._tune(level - 1)
+            self.tuned(level - 1)
             stacks = [missing[first : first + _STACK] for first in range(0, len(missing), _STACK)]
             for stack, grids in zip(stacks, self.pool.map(self._measure, stacks), strict=True):
                 self._known.update(zip(stack, grids, strict=True))
@@ -54,8 +56,33 @@ class Cells:
     def measure_whole(self, level: int, values: NDArray[Any], levels: int) -> DetailPyramid:
         """Measure all cells of the `levels` levels above one that was read whole, ``(h, w, C)``."""
         self._noise.setdefault(level, _deviation(values))
-        details = self._tune(level).measure(self._grey_levels(values), self.patch_size, levels)
+        details = self.tuned(level).measure(self.grey_levels(values), self.patch_size, levels)
         return [grid * self._scale(level) for grid in details]
+
+    def tuned(self, level: int) -> Detail:
+        """Give the detail with its options in the units of a level."""
+        if level not in self._tuned:
+            detail = self.detail
+            if isinstance(detail, Residual):
+                detail = Residual(self._noise_at(level) if detail.noise is None else detail.noise / 2**level)
+            self._tuned[level] = detail
+        return self._tuned[level]
+
+    def grey_levels(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Give edges 8 bits that mean the same all over the slide."""
+        if not isinstance(self.detail, Edges) or values.dtype == np.uint8:
+            return values
+        if self.halved.slide.dtype == np.uint8:
+            return np.asarray(np.rint(values), np.uint8)
+        if self._range is None:
+            # The coarsest level of a sample that is not tiny.
+            level = 0
+            while min(self.halved.shape(level + 1)) >= _SAMPLE_SIDE * self._box(level + 1, 0, 0)[2]:
+                level += 1
+            low, high = np.percentile(self._sample(level), (0.5, 99.5))
+            self._range = float(low), 255 / float(high - low) if high > low else 0.0
+        low, gain = self._range
+        return np.asarray(np.clip((values - np.float32(low)) * np.float32(gain), 0, 255), np.uint8)
 
     def _measure(self, stack: list[tuple[int, int, int]]) -> list[NDArray[np.float64]]:
         """Measure parts of a level: a grid of cells each, 0 where there is none."""
@@ -66,7 +93,7 @@ class Cells:
             y0, x0, y1, x1 = self._box(level, row, column)
             margin = 2 * self.patch_size * halo
             values = self.halved.read(level, y0 - margin, x0 - margin, y1 + margin, x1 + margin)
-            parts.append(self._grey_levels(values))
+            parts.append(self.grey_levels(values))
         # Bytes add up to the same wherever they lie.
         if not halo and parts[0].dtype == np.uint8 and len({part.shape for part in parts}) == 1:
             whole = detail.measure(np.concatenate(parts, axis=1), self.patch_size, 1)[0]
@@ -91,15 +118,6 @@ class Cells:
     def _scale(self, level: int) -> int:
         """Give what a level's own unit of detail counts at level 0: lines grow with the side, sums with the area."""
         return 1 << level if isinstance(self.detail, Edges) else 1 << 2 * level
-
-    def _tune(self, level: int) -> Detail:
-        """Give the detail with its options in the units of a level."""
-        if level not in self._tuned:
-            detail = self.detail
-            if isinstance(detail, Residual):
-                detail = Residual(self._noise_at(level) if detail.noise is None else detail.noise / 2**level)
-            self._tuned[level] = detail
-        return self._tuned[level]
 
     def _noise_at(self, level: int) -> float:
         """Estimate the standard deviation of a level's noise.
@@ -129,22 +147,6 @@ class Cells:
         )
         boxes = [self._box(level, row, column) for row in rows for column in columns]
         return np.concatenate(list(self.pool.map(lambda box: self.halved.read(level, *box), boxes)), axis=1)
-
-    def _grey_levels(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Give edges 8 bits that mean the same all over the slide."""
-        if not isinstance(self.detail, Edges) or values.dtype == np.uint8:
-            return values
-        if self.halved.slide.dtype == np.uint8:
-            return np.asarray(np.rint(values), np.uint8)
-        if self._range is None:
-            # The coarsest level of a sample that is not tiny.
-            level = 0
-            while min(self.halved.shape(level + 1)) >= _SAMPLE_SIDE * self._box(level + 1, 0, 0)[2]:
-                level += 1
-            low, high = np.percentile(self._sample(level), (0.5, 99.5))
-            self._range = float(low), 255 / float(high - low) if high > low else 0.0
-        low, gain = self._range
-        return np.asarray(np.clip((values - np.float32(low)) * np.float32(gain), 0, 255), np.uint8)
 
 
 def _deviation(values: NDArray[Any]) -> float:
