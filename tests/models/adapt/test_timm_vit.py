@@ -2,54 +2,37 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
-from torch import Tensor
 
 from models.adapt.harness import CHECKS, Case
-
-_TINY: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0}
-
-
-def _features(model: Any, image: Tensor) -> Tensor:
-    return model.forward_features(image)[:, model.num_prefix_tokens :]
-
-
-def _pooled(model: Any, image: Tensor) -> Tensor:
-    return model.forward_head(model.forward_features(image), pre_logits=True)
-
-
-def _resized(name: str, options: dict[str, Any], model: Any, image: Tensor) -> Tensor:
-    """As a copy of the model built with dynamic_img_size, which resamples positions itself."""
-    copy = timm.create_model(name, **options, dynamic_img_size=True).eval()
-    copy.load_state_dict(model.state_dict())
-    return _features(copy, image)
-
-
-def _case(name: str, **options: Any) -> Case:
-    options = {**_TINY, "img_size": 64, **options}
-    patch = 14 if "patch14" in name else 16
-    side = options["img_size"]
-    return Case(
-        name,
-        partial(timm.create_model, name, **options),
-        _features,
-        native=(side, side),
-        other=(patch * 3, patch * 7),
-        resized=partial(_resized, name, options),
-        pooled=_pooled,
-    )
-
+from models.adapt.timm_cases import case
 
 CASES = (
-    _case("vit_tiny_patch16_224"),
-    _case("vit_base_patch16_clip_224"),
-    _case("vit_base_patch16_siglip_224"),
-    _case("vit_small_patch14_reg4_dinov2", img_size=56),
+    case("vit_tiny_patch16_224"),
+    case("vit_base_patch16_224.augreg_in21k"),
+    case("vit_base_patch16_224.mae", global_pool="avg"),
+    case("vit_base_patch32_clip_224"),
+    case("vit_base_patch16_siglip_224"),
+    case("vit_so150m_patch16_reg4_map_256"),
+    case("vit_small_patch14_dinov2"),
+    case("vit_small_patch14_reg4_dinov2"),
+    case("deit_tiny_patch16_224", "avgmax", global_pool="avgmax"),
+    case("deit_tiny_distilled_patch16_224"),
+    case("deit3_small_patch16_224"),
+    case("vit_medium_patch16_gap_240", "max", global_pool="max"),
+    case("vit_medium_patch16_reg4_gap_256"),
+    case("vit_betwixt_patch16_reg4_gap_256", "prefix", pool_include_prefix=True),
+    case("vit_base_patch16_rpn_224"),
+    case("vit_base_patch16_xp_224"),
+    case("vit_small_patch16_18x2_224"),
+    case("vit_dlittle_patch16_reg1_gap_256", num_heads=2),
+    case("beit3_base_patch16_224"),
+    case("aimv2_large_patch14_224"),
+    case("vit_tiny_patch16_224", "prr", global_pool="prr"),
+    case("vit_tiny_patch16_224", "unpooled", global_pool="", qk_norm=True, pos_embed="none"),
 )
 
 
