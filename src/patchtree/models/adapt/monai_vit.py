@@ -23,8 +23,8 @@ class MonaiVit(Adapted):
     taken for one, unless ``model.img_size`` says more, ``(H, W)`` or ``(D, H, W)`` in pixels.
     """
 
-    exact = "uniform trees, at the model's own grid; MONAI has no other"
-    approximate = "other grids and leaves of several sizes: positions interpolated, over a large leaf their mean"
+    exact = "uniform trees of the model's own grid"
+    approximate = "other grids, which MONAI itself does not take: positions are interpolated"
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)

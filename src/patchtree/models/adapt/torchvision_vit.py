@@ -21,8 +21,8 @@ class TorchvisionVit(Adapted):
     bicubic, the grid's corners on the image's outermost leaves.
     """
 
-    exact = "uniform trees, at the model's own grid and at those that interpolate_embeddings reaches"
-    approximate = "leaves of several sizes: a large leaf reads the position at its centre"
+    exact = "every uniform tree of a square image, as with interpolate_embeddings"
+    approximate = ""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
