@@ -114,3 +114,11 @@ def test_what_does_not_fit_is_refused() -> None:
         show(np.zeros((8, 9)), Tree.uniform((8, 8), 4))
     with pytest.raises(InputError, match="max_side 0"):
         show(np.zeros((8, 8)), Tree.uniform((8, 8), 4), max_side=0)
+
+
+def test_a_stray_float_leaves_the_rest_to_be_seen() -> None:
+    image = np.random.default_rng(0).random((900, 1600)).astype(np.float32)
+    tree = Tree.uniform(image.shape, 16, level=7)
+    expected = show(image, tree)
+    image[3, 4], image[5, 6] = 3e38, -3e38
+    assert np.abs(show(image, tree).astype(int) - expected).mean() < 1

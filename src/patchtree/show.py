@@ -92,7 +92,9 @@ def _eight_bit(picture: NDArray[Any]) -> NDArray[np.float32]:
         values = picture.astype(np.float32) * np.float32(255)
     else:
         low, high = np.percentile(picture, (0.5, 99.5))
-        values = (picture.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low) if high > low else 0)
+        # Clipped first: a stray float may be larger than any scaling leaves room for.
+        inside = np.clip(picture.astype(np.float32), np.float32(low), np.float32(high))
+        values = (inside - np.float32(low)) * np.float32(255 / (high - low) if high > low else 0)
     return np.broadcast_to(np.clip(values, 0, 255), (*picture.shape[:2], 3))
 
 

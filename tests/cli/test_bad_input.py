@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import struct
 import zlib
@@ -52,6 +53,10 @@ def huge_header(path: Path) -> None:
     path.write_bytes(png_of(900_000, 900_000))
 
 
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
 def folder_without_images(path: Path) -> None:
     path.mkdir()
 
@@ -75,6 +80,7 @@ FILES: list[tuple[Callable[[Path], None] | None, str]] = [
     (multi_page, "pages"),
     (with_nan, "NaN"),
     (huge_header, "900,000 x 900,000"),
+    (pipe, "is a pipe"),
     (folder_without_images, "without images"),
 ]
 NAMES = [make.__name__ if make else "missing" for make, _ in FILES]

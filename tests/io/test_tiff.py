@@ -235,7 +235,7 @@ def test_a_header_of_no_pixels_or_of_too_many(tmp_path: Path) -> None:
     path = save(tmp_path / "a.tif", GREY)
     with tifffile.TiffFile(path, mode="r+") as tif:
         tif.pages[0].tags["ImageLength"].overwrite(0)
-    with pytest.raises(InputError, match=r"a\.tif: TIFF without pixels \(0, 90\); export it again"):
+    with pytest.raises(InputError, match=r"a\.tif: TIFF without pixels; export it again"):
         read_image(path)
     with tifffile.TiffFile(path, mode="r+") as tif:
         tif.pages[0].tags["ImageLength"].overwrite(2**31 - 1)

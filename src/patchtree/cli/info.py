@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,11 +65,10 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
     """Choose how to read a file by its first bytes."""
     if path.is_dir():
         return _data if any((path / name).is_dir() for name in ("images", "imagesTr")) else _run
-    try:
-        with path.open("rb") as file:
+    head = b""
+    if path.is_file():
+        with suppress(OSError), path.open("rb") as file:
             head = file.read(4)
-    except OSError:
-        head = b""
     return {b"PTRE": _tree, b"PK\x03\x04": _patches}.get(head, _image)
 
 

@@ -184,6 +184,9 @@ def _kind(path: Path) -> str:
     """What a file is, by its first bytes."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name an image in it")
+    if path.exists() and not path.is_file():
+        # To open a pipe that nobody writes to would take for ever.
+        raise InputError(f"{path}: is a pipe or a device; copy what it gives to a file and name that")
     try:
         with path.open("rb") as file:
             head = file.read(12)

@@ -65,7 +65,7 @@ def _open(path: Path) -> Iterator[tuple[tifffile.TiffFile, tifffile.TiffPageSeri
     """The one image in a file, in colours that can be read; it has axes Y and X and at most one of channels."""
     with decoding(path, "TIFF"), tifffile.TiffFile(path) as tif:
         if 0 in tif.pages.first.shape:
-            raise InputError(f"{path}: TIFF without pixels {tif.pages.first.shape}; export it again")
+            raise InputError(f"{path}: TIFF without pixels; export it again")
         series = [one for one in tif.series if not one.keyframe.is_reduced]
         first = series[0]
         more = [(axis, n) for axis, n in zip(first.axes, first.shape, strict=True) if axis not in "YX" and n > 1]
