@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,9 +54,10 @@ class HfBeit(HfVit):
             mask = bias if mask is None else bias.masked_fill(~mask, torch.finfo(x.dtype).min)
         else:
             mask = self.to_mask(mask, x)
-        x = x + layer.drop_path(self._scaled(layer.lambda_1, self._attend(layer, layer.layernorm_before(x), mask)))
-        out: Tensor = x + layer.drop_path(self._scaled(layer.lambda_2, self._mlp(layer, layer.layernorm_after(x))))
-        return out
+        run = partial(self._layer, layer, mask)
+        if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
+            return layer._gradient_checkpointing_func(run, x)  # type: ignore[no-any-return]
+        return run(x)
 
     def pool(self, x: Tensor, valid: Tensor | None) -> Tensor | None:
         """Give the pooler output, leaving padding out, or the class token if there is no pooler."""
@@ -76,6 +78,11 @@ class HfBeit(HfVit):
 
     def _own_bias(self, layer: Any) -> Any:
         return layer.relative_position_bias
+
+    def _layer(self, layer: Any, mask: Tensor | None, x: Tensor) -> Tensor:
+        x = x + layer.drop_path(self._scaled(layer.lambda_1, self._attend(layer, layer.layernorm_before(x), mask)))
+        out: Tensor = x + layer.drop_path(self._scaled(layer.lambda_2, self._mlp(layer, layer.layernorm_after(x))))
+        return out
 
     def _attend(self, layer: Any, x: Tensor, mask: Tensor | None) -> Tensor:
         return layer.dropout(layer.attention(x, attention_mask=mask)[0])  # type: ignore[no-any-return]
