@@ -40,7 +40,7 @@ _PRINTED = 40.0  # micrometres: what is coarser (600 dots an inch) is the size o
 # Kinds of file whose pages tifffile leaves apart where the ratio of two levels is not that of the next two.
 _LOOSE = ("generic", "shaped", "ome")
 _WRITTEN = (*_LOOSE, "imagej", "uniform")  # by programs, not by scanners
-_JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY)
+_JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY, COMPRESSION.ALT_JPEG)
 # Their decoders give RGB whatever the tag says.
 _TO_RGB = (
     *_JPEG,
@@ -51,6 +51,7 @@ _TO_RGB = (
     COMPRESSION.JPEGXR,
 )
 _NOT_RGB = (PHOTOMETRIC.CIELAB, PHOTOMETRIC.ICCLAB, PHOTOMETRIC.ITULAB, PHOTOMETRIC.SEPARATED)
+_START_OF_JPEG = (b"\xff\xd8", b"\xff\x4f")  # and of JPEG 2000
 _END_OF_JPEG = b"\xff\xd9"
 
 
@@ -166,15 +167,12 @@ class _Page:
         self.offsets = np.asarray(page.dataoffsets, np.int64)
         self.counts = np.asarray(page.databytecounts, np.int64)
         self._decode = first.decode
-        jpeg = first.compression in _JPEG
-        self._tables = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader} if jpeg else {}
-        # Where tifffile has made the header up itself (Hamamatsu), tiles are pieces of one stream and have no end.
-        self._ended = jpeg and first.jpegheader is None
+        self._tables = {"jpegtables": page.jpegtables} if first.compression in _JPEG else {}
 
     def decode(self, data: bytes, index: int) -> NDArray[Any]:
         """(h, w, C) of a tile's bytes, cut where the image ends in some formats."""
-        # Decoders of JPEG fill what is missing with grey and say nothing.
-        if self._ended and _END_OF_JPEG not in data[-64:]:
+        # Decoders of both JPEGs fill what is missing with grey and say nothing.
+        if data.startswith(_START_OF_JPEG) and _END_OF_JPEG not in data[-64:]:
             raise ValueError("JPEG without an end")
         decoded = self._decode(data, index, **self._tables)[0]
         if decoded is None:
