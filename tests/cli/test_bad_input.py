@@ -159,5 +159,6 @@ def test_a_disk_that_fills_up_while_predicting(trained: Trained, tmp_path: Path)
         *("predict", trained.run, trained.data / "images" / "a.png", "--out", tmp_path / "out", "--probabilities"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)),
     )
-    assert result.failed_with("a_probabilities.tif", "file too large", "free some space")
+    assert result.failed_with("file too large", "free some space")
+    assert result.err.startswith(f"error: {tmp_path / 'out' / 'a_probabilities.tif'}: ")
     assert not list((tmp_path / "out").iterdir())

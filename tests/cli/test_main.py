@@ -145,13 +145,14 @@ def test_a_reader_that_has_enough(image: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_output_to_a_full_disk(image: Path) -> None:
+@pytest.mark.parametrize("words", [["info", "disc.png"], ["--help"], ["info", "--help"], ["--version"], ["bench"]])
+def test_output_to_a_full_disk(words: list[str], image: Path) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("no /dev/full here")
-    command = [sys.executable, "-c", "from patchtree.cli import main; main()", "info", str(image)]
+    command = [sys.executable, "-c", "from patchtree.cli import main; main()", *words]
     with full.open("w") as stdout:
-        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, cwd=image.parent)
     assert done.returncode == 1
     assert done.stderr.startswith("error: no space left on device")
     assert done.stderr.count("\n") == 1

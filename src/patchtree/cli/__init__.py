@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from patchtree.cli.bench import bench
-from patchtree.cli.common import DEBUG
+from patchtree.cli.common import DEBUG, tell_error
 from patchtree.cli.demo import demo
 from patchtree.cli.evaluate import evaluate
 from patchtree.cli.info import info
@@ -61,4 +61,9 @@ def main(argv: list[str] | None = None) -> None:
         # A file name that the terminal cannot show is no reason to fail.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    app(words, prog_name="patchtree")
+    try:
+        app(words, prog_name="patchtree")
+    except OSError as error:
+        # What verbs run into they tell themselves; this was printing help or the version.
+        tell_error(error)
+        raise SystemExit(1) from None

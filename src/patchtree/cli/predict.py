@@ -87,9 +87,10 @@ def predict_image(
         else:
             shares = predictor.probabilities(image, flips=flips)
             ids = shares.argmax(-1)
-            write_image(probabilities, shares)
     except InputError as error:
         raise InputError(f"{files[0]}: {error}") from error
+    if probabilities is not None:
+        write_image(probabilities, shares)
     write_mask(mask, ids)
     labels = predictor.config.labels
     pixels = np.bincount(ids.reshape(-1), minlength=len(labels))
