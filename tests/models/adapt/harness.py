@@ -55,6 +55,8 @@ class Case:
             for name, weight in model.named_parameters():
                 if any(word in name for word in _RANDOM):
                     weight.normal_(std=0.5)
+                elif weight.ndim == 2 and ("att" in name or "in_proj" in name):
+                    weight.normal_(std=0.2)  # as initialised, all tokens are attended to alike, wherever they are
         return model, adapt(model)
 
 

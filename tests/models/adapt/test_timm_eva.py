@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
+import torch
+from torch import nn
 
-from models.adapt.harness import CHECKS, Case
-from models.adapt.timm_cases import case
+import patchtree as pt
+from models.adapt.harness import CHECKS, Case, close, in_tree_order, uniform
+from models.adapt.timm_cases import SMALL, case, features
+from patchtree.errors import InputError
+from patchtree.models.adapt import adapt
+from patchtree.patcher import Patches
 
 CASES = (
     case("eva_giant_patch14_224"),
@@ -33,3 +41,40 @@ CASES = (
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_adapted(case: Case, check: Any, tmp_path: Path) -> None:
     check(case, tmp_path) if check.__name__ == "check_saved" else check(case)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_rope_224", "vit_small_patch16_rope_mixed_224", "vit_small_patch16_dinov3"]
+)
+def test_positions_of_half_the_image_are_those_of_the_whole(name: str) -> None:
+    """Leaves of the next level on an image twice as large stand where its half's patches do."""
+    whole, half = (pt.Tree.uniform((side, side), 16, level=level) for side, level in ((128, 1), (64, 0)))
+    _, adapted = case(name).make()
+    pixels = np.random.default_rng(0).normal(size=(16, 16, 16, 3)).astype(np.float32)
+    with torch.no_grad():
+        first, second = (adapted(pt.collate([Patches(pixels, tree)])) for tree in (whole, half))
+    close(first, second, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_rope_224", "vit_small_patch16_rope_mixed_224", "vit_small_patch16_dinov3"]
+)
+def test_places_are_disturbed_in_training_as_the_original_does(name: str) -> None:
+    augment = {"rope_shift_coords": 0.5, "rope_jitter_coords": 1.5, "rope_rescale_coords": 2.0}
+    model, adapted = case(name, **augment).make()
+    adapted.train()
+    image = torch.randn(2, 3, 64, 64)
+    tokens = uniform(image, 16)
+    with torch.no_grad():
+        torch.manual_seed(7)
+        expected = in_tree_order(features(model, image), tokens)
+        torch.manual_seed(7)
+        close(adapted(tokens), expected, 1e-5)
+        assert (adapted(tokens) - expected).abs().max() > 1e-3  # another draw
+
+
+def test_rotary_positions_of_another_kind_are_refused() -> None:
+    model = timm.create_model("vit_small_patch16_rope_224", **SMALL, img_size=64)
+    model.rope = nn.Identity()
+    with pytest.raises(InputError, match=r"Identity are not known; use through_mosaic"):
+        adapt(model)

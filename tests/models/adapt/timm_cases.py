@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor
 
 from models.adapt.harness import Case
@@ -52,12 +51,3 @@ def case(
         resized=None if resized is None else partial(resized, name, options),
         pooled=pooled if options.get("global_pool") != "" else None,
     )
-
-
-def train_alike(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    """Build two models alike, both in training mode."""
-    torch.manual_seed(0)
-    first = timm.create_model(name, **options).train()
-    second = timm.create_model(name, **options).train()
-    second.load_state_dict(first.state_dict())
-    return first, second

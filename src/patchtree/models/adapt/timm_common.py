@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from timm.layers.attention_pool import AttentionPoolLatent
+from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from patchtree.errors import InputError
@@ -20,12 +21,12 @@ class Timm(Adapted):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         embed = model.patch_embed
-        conv = getattr(embed, "proj", None)
-        if not isinstance(conv, nn.Conv2d) or conv.kernel_size != conv.stride:
+        if not isinstance(embed, PatchEmbed):
             raise InputError(
                 f"{type(model).__name__} with the patch embedding {type(embed).__name__} looks beyond the patch; "
                 "use through_mosaic(model)"
             )
+        conv = embed.proj
         self.channels, self.patch_size = conv.in_channels, square(conv.kernel_size)
         refuse_dropped(model)
         self.width, self.depth, self.prefix = model.embed_dim, len(model.blocks), model.num_prefix_tokens
