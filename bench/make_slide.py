@@ -288,8 +288,10 @@ def _paint(period: int, seed: int) -> tuple[Pixels, ...]:
         colours = np.concatenate([colours, colours[:, ::-1], colours[:, :1]], 1)
         length = np.float32(len(colours) - 1)
         bent = cv2.remap(colours, (x + bend[1]) % length, (y + bend[0]) % length, cv2.INTER_LINEAR)
-        light = 0.95 + 0.04 * _waves((period, period), 0.15, rng)[..., None] * np.float32([0.6, 1, 1.2])
-        out.append(np.rint(bent * light).clip(0, 255).astype(np.uint8))
+        light = _waves((period, period), 0.15, rng)
+        for channel, share in enumerate((0.024, 0.04, 0.048)):
+            bent[..., channel] = np.rint(bent[..., channel] * (0.95 + share * light)).clip(0, 255)
+        out.append(bent)
     glass = np.float32([243, 241, 244]) + rng.standard_normal((period, period, 1), np.float32)
     return np.rint(glass).astype(np.uint8), *out
 

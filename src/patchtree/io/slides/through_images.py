@@ -18,6 +18,7 @@ class ImageSlide(Slide):
     """A PNG, JPEG, WebP or small TIFF, with coarser levels of 2 x 2 means.
 
     >>> import tempfile
+    >>> import numpy as np
     >>> from patchtree.io.images import write_image
     >>> path = tempfile.mkdtemp() + "/image.png"
     >>> write_image(path, np.zeros((1000, 1500, 3), np.uint8))

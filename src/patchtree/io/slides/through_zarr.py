@@ -35,7 +35,7 @@ class ZarrSlide(Slide):
             first = arrays[names[0]]
             self._y, self._x = axes.index("y"), axes.index("x")
             scales = [_scale(image, dataset) for dataset in image["datasets"]]
-        except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, OSError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
