@@ -118,6 +118,17 @@ def test_dropout_acts_in_training_only(kind: str, which: str) -> None:
 
 
 @torch.no_grad()
+def test_stochastic_depth_drops_each_image_on_its_own() -> None:
+    model = transformers.Dinov2Model(transformers.Dinov2Config(**_TINY, drop_path_rate=0.5))
+    rows: list[int] = []
+    model.encoder.layer[0].drop_path.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    adapted, tokens = adapt(model), _pair()
+    adapted.eval()(tokens)
+    adapted.train()(tokens)
+    assert rows == [1, 1, 2, 2]
+
+
+@torch.no_grad()
 def test_vit_mae_masks_nothing() -> None:
     torch.manual_seed(0)
     model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**_TINY, mask_ratio=0.75)).train()

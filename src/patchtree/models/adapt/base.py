@@ -133,6 +133,7 @@ class Adapted(nn.Module, ABC):
         padded = any(length < self.prefix + count for length in lengths)
         valid = torch.cat([tokens.valid.new_ones(len(lengths), self.prefix), tokens.valid], dim=1) if padded else None
         packed = self.packs and padded and sum(lengths) < (1 - _WASTE) * len(lengths) * (self.prefix + count)
+        packed = packed and not self._drops_rows()
         batch = x.shape
         if packed and valid is not None:
             x, beside = x[valid][None], _gather(beside, valid, self.prefix)
@@ -187,6 +188,10 @@ class Adapted(nn.Module, ABC):
             out: Tensor = checkpoint(run, x, use_reentrant=False)
             return out
         return run(x)
+
+    def _drops_rows(self) -> bool:
+        # Stochastic depth drops rows of the batch, and a packed batch is one row: all of its images or none.
+        return self.training and any(getattr(part, "drop_prob", 0) and part.training for part in self.model.modules())
 
     def _check(self, tokens: Tokens) -> None:
         channels = tokens.pixels.shape[2]

@@ -110,7 +110,7 @@ def relative_bias(table: Tensor, shape: Sequence[int], apart: Tensor) -> Tensor:
         ``(B, H, 1 + N, 1 + N)``, the class token first.
     """
     reach = torch.tensor([max(cells - 1, 1) for cells in reversed(shape)], device=apart.device)
-    grid = table[:-3].unflatten(0, [2 * cells - 1 for cells in shape]).movedim(-1, 0)
+    grid = table[:-3].view(*(2 * cells - 1 for cells in shape), -1).movedim(-1, 0)
     bias = F.grid_sample(
         grid.expand(len(apart), -1, -1, -1).to(apart.dtype),
         apart.flip(-1) / reach,
