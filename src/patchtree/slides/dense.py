@@ -38,8 +38,8 @@ def refine_dense(
 
     Blocks lie at fixed places, so the tree does not depend on the number of workers. It is the tree that `Patcher`
     makes of the whole image, but for this: edges are followed no more than 64 pixels out of a block; noise is estimated
-    from parts of a slide of more than one block; and the residual of the few cells larger than a block that reach over
-    the far border is that of pixels which lie inside as a whole.
+    from parts of a slide of more than one block; and of the few cells larger than a block, the residual of those that
+    reach over the far border is estimated from their pixels as if all were inside alike.
 
     Args:
         slide: what `open_slide` gave.
@@ -110,16 +110,18 @@ def _add_coarse(
     details: DetailPyramid, detail: Detail, means: NDArray[np.float64], p: int, level: int, shape: tuple[int, int]
 ) -> None:
     """Add what is to be seen in a level that was made of blocks to the cells of the levels above."""
-    if isinstance(detail, Residual):
-        assert detail.noise is not None
-        found = Residual(detail.noise / 2**level).measure(means, p, len(details))
-        for grid, more in zip(details, found, strict=True):
-            grid += more * 4**level
-        return
     step = 1 << level
     rows, columns = (np.minimum(step, length - np.arange(0, length, step)) for length in shape)
-    pixels = (rows[:, None] * columns)[..., None]
-    sums, pixels = _fold(means * pixels, p), _fold(pixels, p)
+    pixels = _fold((rows[:, None] * columns)[..., None], p)
+    if isinstance(detail, Residual):
+        assert detail.noise is not None
+        found = Residual(detail.noise / step).measure(means, p, len(details))
+        counted = _fold(np.ones(means.shape[:2]), p)
+        for grid, more in zip(details, found, strict=True):
+            pixels, counted = _fold(pixels), _fold(counted)
+            grid += more * (pixels[..., 0] / counted)
+        return
+    sums = _fold(means * (rows[:, None] * columns)[..., None], p)
     more = np.zeros(pixels.shape[:2])
     for grid in details:
         finer = (sums**2 / pixels).sum(-1)
