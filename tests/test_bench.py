@@ -19,11 +19,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 if str(REPOSITORY) not in sys.path:
     sys.path.append(str(REPOSITORY))
 
-from bench import common, loss, quality, tokenize, train_step  # noqa: E402
+from bench import common, loss, mosaic, quality, tokenize, train_step  # noqa: E402
 from bench.peers import quadtree  # noqa: E402
 
 LIGHT = ["tokenize"]
-HEAVY = ["loss", "train_step", "quality"]
+HEAVY = ["loss", "mosaic", "train_step", "quality"]
 
 
 @pytest.mark.parametrize("name", LIGHT + [pytest.param(name, marks=pytest.mark.slow) for name in HEAVY])
@@ -111,6 +111,17 @@ def test_thresholds_that_use_up_the_budget() -> None:
     low, high = tokenize.filling_thresholds(image, 8, 4000)
     assert high == 2 * low < 200
     assert len(pt.Patcher(8, None, threshold=0, detail=pt.Edges(low, high)).plan(image)) >= 3997
+
+
+# Mosaic
+
+
+def test_borders_of_the_mosaic_and_of_the_image() -> None:
+    assert mosaic.borders(pt.Tree.uniform((64, 64), 16)) == (1, 1)
+    # A square with its first quarter split: two rows of the mosaic, 0 1 4 5 and 2 3 6.
+    index = [[0, 0], [0, 1], [1, 0], [1, 1], [0, 1], [1, 0], [1, 1]]
+    tree = pt.Tree(np.array([0, 0, 0, 0, 1, 1, 1]), np.array(index), patch_size=16, shape=(64, 64), max_level=2)
+    assert mosaic.borders(tree) == (5 / 8, 6 / 8)
 
 
 # Loss and training step

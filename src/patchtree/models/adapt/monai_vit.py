@@ -69,7 +69,7 @@ class MonaiVit(Adapted):
         out: Tensor = self._vit.norm(x)
         return out
 
-    def pool(self, x: Tensor, valid: Tensor) -> Tensor | None:
+    def pool(self, x: Tensor, valid: Tensor | None) -> Tensor | None:
         """Give the class token, which the original's ``classification_head`` reads."""
         return x[:, 0] if self.prefix else None
 

@@ -55,7 +55,7 @@ class TorchvisionVit(Adapted):
         out: Tensor = self.model.encoder.ln(x)  # type: ignore[union-attr, operator]
         return out
 
-    def pool(self, x: Tensor, valid: Tensor) -> Tensor:
+    def pool(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Give the class token, which the original's ``heads`` reads."""
         return x[:, 0]
 
