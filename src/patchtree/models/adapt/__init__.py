@@ -49,7 +49,7 @@ def adapt(model: nn.Module) -> Adapted:
     >>> model = pt.adapt(timm.create_model("vit_tiny_patch16_224"))
     >>> tokens = pt.collate([pt.Patcher(budget=50)(np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8))])
     >>> model(tokens).shape
-    torch.Size([1, 50, 192])
+    torch.Size([1, 49, 192])
 
     Args:
         model: of timm, transformers, MONAI or torchvision; docs/models.md lists the families.
