@@ -20,6 +20,15 @@ def cut_slide(slide: Slide, tree: Tree, workers: int | None = None) -> NDArray[A
 
     What `patchtree.cut` gives for the whole image, as far as the file's levels are that image halved.
 
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from patchtree.io.images import write_image
+    >>> from patchtree.io.slides import open_slide
+    >>> path = Path(tempfile.mkdtemp()) / "slide.tif"
+    >>> write_image(path, np.kron(np.eye(8, dtype=np.uint8), np.full((50, 50), 200, np.uint8)))
+    >>> cut_slide(open_slide(path), Tree.uniform((400, 400), patch_size=4, level=6))[:, 0, 0, 0].tolist()
+    [132, 0, 0, 114]
+
     Args:
         slide: what `open_slide` gave.
         tree: a tree of the slide's shape.

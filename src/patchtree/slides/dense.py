@@ -36,6 +36,15 @@ def refine_dense(
 ) -> Tree:
     """Refine a slide as `Patcher` refines an image: from the detail of all of level 0, read once, block by block.
 
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from patchtree.io.images import write_image
+    >>> from patchtree.io.slides import open_slide
+    >>> path = Path(tempfile.mkdtemp()) / "slide.tif"
+    >>> write_image(path, np.kron(np.eye(8, dtype=np.uint8), np.full((50, 50), 200, np.uint8)))
+    >>> refine_dense(open_slide(path), budget=60)
+    Tree(58 leaves of 32 to 128 px, patch_size=16, shape=(400, 400))
+
     Blocks lie at fixed places, so the tree does not depend on the number of workers. It is the tree that `Patcher`
     makes of the whole image, but for this: edges are followed no more than 64 pixels out of a block; noise is estimated
     from parts of a slide of more than one block; and of the few cells larger than a block, the residual of those that

@@ -34,7 +34,16 @@ def patch_slide(
     region: Box | None = None,
     workers: int | None = None,
 ) -> Patches:
-    """Plan the tree of a slide and cut it, as a patcher does with an image; nothing is read twice.
+    """Plan the tree of a slide and cut it, as a patcher does with an image, out of the same tiles.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from patchtree.io.images import write_image
+    >>> from patchtree.io.slides import open_slide
+    >>> path = Path(tempfile.mkdtemp()) / "slide.tif"
+    >>> write_image(path, np.kron(np.eye(8, dtype=np.uint8), np.full((50, 50), 200, np.uint8)))
+    >>> patch_slide(Patcher(budget=60, detail="residual"), open_slide(path))
+    Patches(58 of (16, 16, 1) uint8, Tree(58 leaves of 32 to 128 px, patch_size=16, shape=(400, 400)))
 
     Args:
         patcher: its options are those of `refine_slide`.
@@ -62,6 +71,15 @@ def refine_slide(
     workers: int | None = None,
 ) -> Tree:
     """Refine a slide, reading for each cell that comes up only the pyramid level just finer than it.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from patchtree.io.images import write_image
+    >>> from patchtree.io.slides import open_slide
+    >>> path = Path(tempfile.mkdtemp()) / "slide.tif"
+    >>> write_image(path, np.kron(np.eye(8, dtype=np.uint8), np.full((50, 50), 200, np.uint8)))
+    >>> refine_slide(open_slide(path), budget=60)
+    Tree(58 leaves of 32 to 128 px, patch_size=16, shape=(400, 400))
 
     The detail of a cell is what that level adds, in units of level 0. It is measured once the cell's parent was opened,
     and never counts for more than the parent's, which is the order of best-first refinement. So the tree is the one
