@@ -23,7 +23,7 @@ from bench import common, loss, mosaic, quality, tokenize, train_step  # noqa: E
 from bench.peers import quadtree  # noqa: E402
 
 LIGHT = ["tokenize"]
-HEAVY = ["loss", "mosaic", "train_step", "quality"]
+HEAVY = ["adapt", "loss", "mosaic", "train_step", "quality"]
 
 
 @pytest.mark.parametrize("name", LIGHT + [pytest.param(name, marks=pytest.mark.slow) for name in HEAVY])

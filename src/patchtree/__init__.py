@@ -13,9 +13,10 @@ from patchtree.tree import Tree
 
 if TYPE_CHECKING:
     from patchtree.io.images import read_image, read_mask
+    from patchtree.models.adapt import adapt
     from patchtree.models.mosaic import through_mosaic
     from patchtree.models.segmenter import Segmenter
-    from patchtree.tokens import Tokens, collate, mosaic, unmosaic
+    from patchtree.tokens import Tokens, collate, mosaic, unmosaic, unpad
 
 __all__ = [
     "Edges",
@@ -27,6 +28,7 @@ __all__ = [
     "Tokens",
     "Tree",
     "Variance",
+    "adapt",
     "collate",
     "count_labels",
     "cut",
@@ -38,18 +40,21 @@ __all__ = [
     "show",
     "through_mosaic",
     "unmosaic",
+    "unpad",
 ]
 
 # Names whose modules import torch or OpenCV: found when they are first asked for, so that the import stays light.
 _LAZY = {
     "Segmenter": "patchtree.models.segmenter",
     "Tokens": "patchtree.tokens",
+    "adapt": "patchtree.models.adapt",
     "collate": "patchtree.tokens",
     "mosaic": "patchtree.tokens",
     "read_image": "patchtree.io.images",
     "read_mask": "patchtree.io.images",
     "through_mosaic": "patchtree.models.mosaic",
     "unmosaic": "patchtree.tokens",
+    "unpad": "patchtree.tokens",
 }
 
 
