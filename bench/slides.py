@@ -72,7 +72,7 @@ def measure_dense(case: Case) -> Result:
 
     seconds = clock(refine)
     memory = common.peak_memory()
-    return {"seconds": seconds, "decode": decode(path, workers), "memory": memory}
+    return {"seconds": seconds, "decode": decode(path, workers), "alone": decode(path, 1), "memory": memory}
 
 
 def measure_quality(case: Case) -> Result:
@@ -204,13 +204,14 @@ class Bench:
             result = self.run("dense", side)
             name = f"{side:,} x {side:,}"
             if "failed" in result:
-                rows.append((name, result["failed"], "", "", ""))
+                rows.append((name, result["failed"], *[""] * 5))
                 continue
-            ratio = result["seconds"] / result["decode"]
-            rows.append(
-                (name, seconds(result["seconds"]), seconds(result["decode"]), f"{ratio:.2f}", gib(result["memory"]))
-            )
-        return table(("slide", "refine, s", "decode level 0, s", "ratio", "peak memory, GiB"), rows)
+            taken, whole, alone = result["seconds"], result["decode"], result["alone"]
+            times = [seconds(number) for number in (taken, whole, alone)]
+            rows.append((name, *times, f"{taken / whole:.2f}", f"{taken / alone:.2f}", gib(result["memory"])))
+        threads = f"decode, {self.args.workers} threads"
+        header = ("slide", "refine, s", f"{threads}, s", "one thread, s", "ratio", "to one thread", "peak memory, GiB")
+        return table(header, rows)
 
     def quality(self) -> str:
         rows = []

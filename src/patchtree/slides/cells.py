@@ -126,7 +126,7 @@ class Cells:
             return finest
         rounding = 1 / 12 if self.halved.slide.dtype.kind in "iu" else 0.0
         least = math.sqrt(finest**2 / 4**level + rounding)
-        return max(least, min(finest, self._estimate(level)))
+        return least if least >= finest else max(least, min(finest, self._estimate(level)))
 
     def _estimate(self, level: int) -> float:
         if level not in self._noise:
