@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from models.adapt.harness import CHECKS, Case
-from models.adapt.timm_cases import case, features
+from models.adapt.harness import Case
+from models.adapt.timm_cases import case, checked, features
 
 
 def _resized(name: str, options: dict[str, Any], model: Any, image: Tensor) -> Tensor:
@@ -32,7 +32,6 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "check"), checked(CASES))
 def test_adapted(case: Case, check: Any, tmp_path: Path) -> None:
     check(case, tmp_path) if check.__name__ == "check_saved" else check(case)

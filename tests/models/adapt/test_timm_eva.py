@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import patchtree as pt
-from models.adapt.harness import CHECKS, Case, close, in_tree_order, uniform
-from models.adapt.timm_cases import SMALL, case, features
+from models.adapt.harness import Case, adaptive, close, in_tree_order, uniform
+from models.adapt.timm_cases import SMALL, case, checked, features
 from patchtree.errors import InputError
 from patchtree.models.adapt import adapt
 from patchtree.patcher import Patches
@@ -37,8 +37,7 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "check"), checked(CASES))
 def test_adapted(case: Case, check: Any, tmp_path: Path) -> None:
     check(case, tmp_path) if check.__name__ == "check_saved" else check(case)
 
@@ -71,6 +70,20 @@ def test_places_are_disturbed_in_training_as_the_original_does(name: str) -> Non
         torch.manual_seed(7)
         close(adapted(tokens), expected, 1e-5)
         assert (adapted(tokens) - expected).abs().max() > 1e-3  # another draw
+
+
+def test_positions_on_adaptive_trees() -> None:
+    """Leaves turn by their centres in cells of the uniform grid with as many leaves, padding or not."""
+    model, adapted = case("vit_small_patch16_rope_224").make()
+    items = [adaptive(n, 16, 3, seed=n) for n in (30, 61)]
+    _, places = adapted.embed(pt.collate(items, length=70))
+    for own, item in zip(places, items, strict=True):
+        cell = (item.tree.shape[0] * item.tree.shape[1] / len(item.tree)) ** 0.5
+        place = torch.from_numpy(item.tree.centres() / cell - 0.5)  # this model's x comes first
+        angle = (place.flip(1)[..., None] * model.rope.bands).flatten(1)
+        expected = torch.cat([angle.sin(), angle.cos()], dim=-1).repeat_interleave(2, -1)
+        close(own[1 : 1 + len(item.tree)], expected.float(), 1e-5)
+        assert own[0].tolist() == [0.0] * model.rope.dim + [1.0] * model.rope.dim  # the class token is not turned
 
 
 def test_rotary_positions_of_another_kind_are_refused() -> None:

@@ -12,8 +12,8 @@ import torch
 from timm.models.naflexvit import batch_patchify
 from torch import Tensor, nn
 
-from models.adapt.harness import CHECKS, Case, check_equal, close, in_tree_order, uniform
-from models.adapt.timm_cases import SMALL, as_built, case
+from models.adapt.harness import Case, check_equal, close, in_tree_order, uniform
+from models.adapt.timm_cases import SMALL, as_built, case, checked
 from patchtree.errors import InputError
 from patchtree.models.adapt import adapt
 
@@ -36,8 +36,7 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "check"), checked(CASES))
 def test_adapted(case: Case, check: Any, tmp_path: Path) -> None:
     check(case, tmp_path) if check.__name__ == "check_saved" else check(case)
 

@@ -14,8 +14,8 @@ from timm.layers.patch_embed import resample_patch_embed
 from torch import nn
 
 import patchtree as pt
-from models.adapt.harness import CHECKS, Case, adaptive, close, in_tree_order, uniform
-from models.adapt.timm_cases import SMALL, case, features
+from models.adapt.harness import Case, adaptive, close, in_tree_order, uniform
+from models.adapt.timm_cases import SMALL, case, checked, features
 from patchtree.errors import InputError
 from patchtree.models.adapt import adapt
 from patchtree.patcher import Patches
@@ -46,8 +46,7 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "check"), checked(CASES))
 def test_adapted(case: Case, check: Any, tmp_path: Path) -> None:
     check(case, tmp_path) if check.__name__ == "check_saved" else check(case)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import pytest
 import timm
 from torch import Tensor
 
-from models.adapt.harness import Case
+from models.adapt.harness import CHECKS, Case, check_counts
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0}
 
@@ -51,3 +52,17 @@ def case(
         resized=None if resized is None else partial(resized, name, options),
         pooled=pooled if options.get("global_pool") != "" else None,
     )
+
+
+def checked(cases: Sequence[Case]) -> list[Any]:
+    """Pair every case with every check; with 4096 tokens the first always, the others among the slow tests."""
+    return [
+        pytest.param(
+            case,
+            check,
+            id=f"{case.name}-{check.__name__}",
+            marks=pytest.mark.slow if check is check_counts and case is not cases[0] else (),
+        )
+        for case in cases
+        for check in CHECKS
+    ]
