@@ -21,6 +21,7 @@ ORDER = (
     "show",
     "io",
     "slides",
+    "jobs",
     "tokens",
     "losses",
     "metrics",
