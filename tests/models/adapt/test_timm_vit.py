@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,17 @@ def test_positions_of_half_the_image_are_those_of_the_whole() -> None:
     with torch.no_grad():
         first, second = (adapted(pt.collate([Patches(pixels, tree)])) for tree in (whole, half))
     close(first, second, 1e-6)
+
+
+def test_positions_are_not_rounded_under_autocast() -> None:
+    _, adapted = case("vit_tiny_patch16_224").make()
+    tokens = pt.collate([adaptive(40, 16, 3)])
+    tokens = dataclasses.replace(tokens, pixels=torch.zeros_like(tokens.pixels))  # patches are rounded
+    with torch.no_grad():
+        expected, _ = adapted.embed(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded, _ = adapted.embed(tokens)
+    close(rounded[:, 1:] - rounded[:, 1:2], expected[:, 1:] - expected[:, 1:2], 1e-5)
 
 
 @pytest.mark.parametrize("side", [8, 24])

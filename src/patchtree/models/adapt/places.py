@@ -43,7 +43,8 @@ def sample_grid(
         along = _taps(centre[..., axis] * step, size * step, cells, mode, antialias)
         weights = along if weights is None else (weights[..., :, None] * along[..., None, :]).flatten(-2)
     assert weights is not None
-    out: Tensor = weights @ grid.reshape(-1, grid.shape[-1]).to(weights.dtype)
+    with torch.autocast(weights.device.type, enabled=False):  # it would round the positions
+        out: Tensor = weights @ grid.reshape(-1, grid.shape[-1]).to(weights.dtype)
     return out.to(grid.dtype)
 
 

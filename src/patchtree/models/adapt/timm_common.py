@@ -72,8 +72,7 @@ class Timm(Adapted):
             x = x[:, self.prefix :]
         pooling = getattr(model, "attn_pool", None)
         if isinstance(pooling, AttentionPoolLatent):
-            hidden = x.new_zeros(valid.shape).masked_fill(~valid, float("-inf"))
-            out: Tensor = pooling(x, attn_mask=hidden[:, None, None])
+            out: Tensor = pooling(x, attn_mask=scores(valid[:, None, None], x))
             return out
         if pooling is not None:  # takes no mask: each image alone
             return torch.cat([pooling(row[own][None]) for row, own in zip(x, valid, strict=True)])
@@ -107,6 +106,11 @@ def refuse_dropped(model: Any) -> None:
     """
     if not isinstance(getattr(model, "patch_drop", None), nn.Identity | None):
         raise InputError("patch dropout would drop leaves; build the model with patch_drop_rate=0")
+
+
+def scores(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """Turn a mask, True where there is a token, into what is added to the scores; older releases add whatever comes."""
+    return None if mask is None else x.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))
 
 
 def fused(blocks: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from patchtree.models.adapt.timm_common import Timm
+from patchtree.models.adapt.timm_common import Timm, scores
 from patchtree.models.adapt.timm_rotary import Rotary
 from patchtree.tokens import Tokens
 
@@ -34,7 +34,7 @@ class TimmEva(Timm):
         """Run one of timm's blocks."""
         block: Any = self.model.blocks[number]  # type: ignore[index]
         rope = None if self._rotary is None else self._rotary.turns(beside, number, self.prefix)
-        out: Tensor = block(x, rope=rope, attn_mask=mask)
+        out: Tensor = block(x, rope=rope, attn_mask=scores(mask, x))
         return out
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from patchtree.errors import InputError
 from patchtree.models.adapt.base import Adapted, sizes, spacing
 from patchtree.models.adapt.places import sample_grid
-from patchtree.models.adapt.timm_common import fused, refuse_dropped, square
+from patchtree.models.adapt.timm_common import fused, refuse_dropped, scores, square
 from patchtree.models.adapt.timm_rotary import Rotary
 from patchtree.tokens import Tokens
 
@@ -50,7 +50,7 @@ class TimmNaflex(Adapted):
         """Run one of timm's blocks."""
         block: Any = self.model.blocks[number]  # type: ignore[index]
         turns = {} if self._rotary is None else {"rope": self._rotary.turns(beside, number, self.prefix)}
-        out: Tensor = block(x, attn_mask=mask, **turns)
+        out: Tensor = block(x, attn_mask=scores(mask, x), **turns)
         return out
 
     def finish(self, x: Tensor) -> Tensor:

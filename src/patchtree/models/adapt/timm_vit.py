@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from patchtree.models.adapt.timm_common import Timm
+from patchtree.models.adapt.timm_common import Timm, scores
 from patchtree.tokens import Tokens
 
 
@@ -26,5 +26,5 @@ class TimmVit(Timm):
     def block(self, number: int, x: Tensor, mask: Tensor | None, beside: Any) -> Tensor:
         """Run one of timm's blocks."""
         block: Any = self.model.blocks[number]  # type: ignore[index]
-        out: Tensor = block(x, attn_mask=mask)
+        out: Tensor = block(x, attn_mask=scores(mask, x))
         return out
