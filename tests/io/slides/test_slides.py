@@ -60,7 +60,18 @@ def test_large_tiffs_are_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert open_slide(path).kind.startswith("shaped TIFF")
 
 
-def test_scanners_slides_are_slides_however_small(shared_data: Path) -> None:
+def test_aperio_slides_are_slides_however_small(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "metadata": None}
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, description="Aperio Image Library v11\r\n100x100 |MPP = 0.5", **options
+    )
+    tifffile.imwrite(tmp_path / "b.tif", pixels, **options)
+    assert is_slide(tmp_path / "a.tif")
+    assert not is_slide(tmp_path / "b.tif")
+
+
+def test_real_slide_is_one_also_through_a_url(shared_data: Path) -> None:
     path = shared_data / "wsi" / "CMU-1-Small-Region.svs"
     if not path.is_file():
         pytest.skip(f"no {path}")
@@ -148,6 +159,16 @@ def test_halved_shapes_are_powers_of_two(height: int, width: int, level: int, up
         assert (y, x) == (2**level, 2**level)
     assert abs(height / y - shape[0]) <= 1
     assert abs(width / x - shape[1]) <= 1
+
+
+def test_few_pixels_are_taken_for_powers_of_two() -> None:
+    assert true_downsample((1000, 1000), (7, 7)) == (128, 128)
+    assert true_downsample((1000, 3000), (7, 23)) == (128, 128)
+
+
+def test_premultiplied_colours_do_not_overflow() -> None:
+    mixed = over_background(np.uint8([[[200]]]), np.uint8([[55]]), np.uint8([255]), premultiplied=True)
+    assert mixed.tolist() == [[[255]]]
 
 
 @pytest.mark.parametrize(("alpha", "dtype"), [(255, np.uint8), (65535, np.uint16), (1.0, np.float32)])

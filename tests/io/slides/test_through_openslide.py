@@ -132,6 +132,10 @@ def test_an_error_is_not_for_ever(path: Path) -> None:
             assert "\n" not in str(caught.value)
             assert caught.value.box == (64, 100, 128, 200)
             np.testing.assert_array_equal(slide.read(0, 0, 0, 64, 64), good)
+        threads_own = slide._handle.get()
+        with pytest.raises(openslide.OpenSlideError):  # as another thread's read may leave it
+            threads_own.read_region((128, 64), 0, (64, 64))
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 64, 64), good)
 
 
 def test_uneven_ratio_is_told_as_it_is(tmp_path: Path) -> None:
@@ -166,7 +170,10 @@ def test_transparent_pixels_are_background(tmp_path: Path) -> None:
 
 def test_closed_slides_say_so(path: Path) -> None:
     slide = open_slide(path)
+    handle = slide._handle.get()
     slide.close()
+    with pytest.raises(Exception, match="closed"):
+        handle.read_region((0, 0), 0, (9, 9))
     slide.close()
     with pytest.raises(ValueError, match="is closed"):
         slide.read(0, 0, 0, 9, 9)

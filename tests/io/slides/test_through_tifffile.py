@@ -129,6 +129,24 @@ def test_threads_pickles_and_forks_read_the_same(slide: TiffSlide) -> None:
         assert other.info() == slide.info()
 
 
+def test_tiles_that_boxes_cut_are_read_once(slide: TiffSlide, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch, fetched = slide._source.fetch, []
+    monkeypatch.setattr(slide._source, "fetch", lambda ranges: fetched.extend(ranges) or fetch(ranges))
+    slide._cache.drop()
+    slide.read(0, 1, 1, 10, 10)
+    once = len(fetched)
+    assert once == len(slide._stored[0].planes)
+    for _ in range(3):
+        slide.read(0, 5, 5, 20, 20)
+    assert len(fetched) == once
+    monkeypatch.setattr("patchtree.io.slides.through_tifffile._CACHE_BYTES", 1)
+    slide._cache.drop()
+    for _ in range(3):
+        slide.read(0, 1, 1, 10, 10)
+    assert len(fetched) == 4 * once
+    slide._cache.drop()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_reads_after_a_fork(slide: TiffSlide) -> None:
     expected = slide.read(0, 5, 5, 90, 90)
@@ -162,8 +180,11 @@ def test_uneven_ratio_is_told_as_it_is(tmp_path: Path) -> None:
 def test_label_and_overview_are_no_levels(tmp_path: Path) -> None:
     pages = [np.zeros((*shape, 3), np.uint8) for shape in ((640, 640), (320, 320), (100, 300))]
     path = write(tmp_path / "a.tif", pages, tile=(64, 64), photometric="rgb")
-    with tifffile.TiffWriter(path, append=True) as writer:  # an overview of the same proportions, in strips
+    with tifffile.TiffWriter(path, append=True) as writer:
+        # Of the same proportions, but an overview in strips, of another type, and of other channels.
         writer.write(np.zeros((80, 80, 3), np.uint8), photometric="rgb", metadata=None)
+        writer.write(np.zeros((160, 160, 3), np.uint16), photometric="rgb", metadata=None, tile=(64, 64))
+        writer.write(np.zeros((160, 160), np.uint8), photometric="minisblack", metadata=None, tile=(64, 64))
     with open_slide(path) as slide:
         assert [level.shape for level in slide.levels] == [(640, 640), (320, 320)]
 

@@ -60,7 +60,6 @@ class OpenSlideSlide(Slide):
             try:
                 pixels = self._handle.get().read_region(corner, level, size)
             except (openslide.OpenSlideError, InputError) as error:
-                self._handle.drop()
                 raise SlideReadError(self.path, level, box, error) from error
         rgba = np.asarray(pixels)
         return over_background(rgba[..., :3], rgba[..., 3], self.background)
