@@ -55,6 +55,17 @@ def test_blocks_add_up_to_the_whole(shape: tuple[int, int], p: int, detail: Any,
         np.testing.assert_allclose(part, expected, rtol=loose, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(1, 400), (130, 3)])
+def test_slivers_at_the_border_are_no_more_than_they_are(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense, "_BLOCK", 64)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    parts = dense._measure(make_slide(image, [0]), Patcher(2, detail=Residual(0)), 1)
+    whole = measure(image, Residual(0), 2)
+    assert 0.5 < parts[-1].max() / whole[-1].max() < 2
+
+
 @pytest.mark.parametrize("detail", ["residual", "edges", "variance"])
 @pytest.mark.parametrize("patch_size", [4, 7])
 def test_does_not_depend_on_workers(detail: str, patch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from patchtree import InputError, Patcher, Residual, Tree, Variance, cut
+from patchtree import Edges, InputError, Patcher, Residual, Tree, Variance, cut
 from patchtree.io.slides import SlideReadError
 from patchtree.slides import cells, lazy, opened, patch_slide, refine_slide
-from patchtree.slides.halved import Halved
+from patchtree.slides.halved import Halved, threads
 from patchtree.tree import cover_level, morton
 from slides.fake import FakeSlide, make_slide
 from strategies import owner, trees
@@ -161,13 +161,37 @@ def test_glass_is_never_opened_and_little_is_read(monkeypatch: pytest.MonkeyPatc
     assert slide.pixels < 0.2 * image[..., 0].size
 
 
-def test_coarse_levels_are_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every level was rounded anew, which is no detail."""
+@pytest.mark.parametrize("finest", [0.0, 0.3])
+def test_rounding_a_level_anew_adds_no_detail(finest: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lazy, "_WHOLE_PIXELS", 1 << 10)
     rng = np.random.default_rng(0)
-    arrays = [np.rint(rng.normal(200.5, 0.3, (1024 >> i, 1024 >> i, 3))).astype(np.uint8) for i in range(6)]
+    spreads = [finest, *[0.24] * 5]
+    arrays = [np.rint(rng.normal(200.1, s, (1024 >> i, 1024 >> i, 3))).astype(np.uint8) for i, s in enumerate(spreads)]
     slide = FakeSlide(arrays, [(2.0**i, 2.0**i) for i in range(6)])
     assert len(refine_slide(slide, 8, 10_000)) < 100
+
+
+def test_what_is_fine_at_a_coarse_level_is_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lazy, "_WHOLE_PIXELS", 1 << 10)
+    rng = np.random.default_rng(0)
+    image = np.kron(rng.integers(100, 200, (64, 64, 1)), np.ones((16, 16, 3)))
+    image = np.roll(image, 5, (0, 1))
+    image += rng.normal(0, 2, image.shape)
+    slide = make_slide(image.round().astype(np.uint8), range(6))
+    assert (refine_slide(slide, 8, 200).level >= 3).all()
+    assert len(refine_slide(slide, 8, 200)) > 150
+
+
+def test_a_line_counts_the_same_at_every_level() -> None:
+    image = np.full((512, 512, 3), 240, np.uint8)
+    image[:, 100:] = 20
+    with threads(1) as pool:
+        measures = cells.Cells(Halved(make_slide(image, range(6))), 8, Edges(), pool)
+        for level in range(1, 6):
+            side = 8 << level
+            got = measures.measure(level, np.array([[0, 100 // side], [1, 100 // side], [1, 300 // side]]))
+            np.testing.assert_allclose(got[:2], side, rtol=0.3)
+            assert got[2] == 0 or 300 // side == 100 // side
 
 
 def test_the_finest_resolution_can_be_set() -> None:
@@ -199,7 +223,10 @@ def test_a_region_is_refined_inside_and_coarse_outside(monkeypatch: pytest.Monke
     touching = (boxes[:, 2] > 128) & (boxes[:, 0] < 200) & (boxes[:, 3] > 256) & (boxes[:, 1] < 320)
     assert (tree.level[touching] == 0).all()
     assert touching.sum() == 9 * 8
-    assert len(tree) < 120
+    # What lies outside is there only beside what was opened.
+    parents = (tree.index >> 1) * (2 * tree.sizes()[:, None])
+    ends = parents + 2 * tree.sizes()[:, None]
+    assert ((ends > (128, 256)) & (parents < (200, 320))).all()
 
 
 def test_budget_and_threshold() -> None:
