@@ -36,7 +36,7 @@ def measure(case: Case) -> Result:
     """Make the patches of one image, then train on them for a few steps."""
     import torch
 
-    from patchtree.models.segmenter import Segmenter
+    from patchtree.models.choose import build_model
 
     warnings.simplefilter("ignore")
     common.set_threads(case["threads"])
@@ -44,7 +44,7 @@ def measure(case: Case) -> Result:
     picture = common.load_picture("ihc")
     image, mask = (common.fill(part, (case["side"],) * 2) for part in (picture, common.stain_labels(picture)))
     torch.manual_seed(0)
-    model = Segmenter(CLASSES, patch_size=case["patch_size"], size=case["size"]).to(device)
+    model = build_model(f"patchtree:{case['size']}", CLASSES, patch_size=case["patch_size"]).to(device)
     step = make_step(model, device)
     corner = (slice(8 * case["patch_size"]),) * 2
     step(prepare({**case, "budget": 16}, image[corner], mask[corner], model))
@@ -207,7 +207,7 @@ def main(argv: Sequence[str]) -> None:
     results = compare(args)
     device = next((one["device"] for _, *both in results for one in both if "device" in one), "no device")
     about = (
-        f"Segmenter {args.size!r}, p = {args.patch_size}, batch of 1, on {device}, {args.threads} thread(s); adaptive: "
+        f"patchtree:{args.size}, p = {args.patch_size}, batch of 1, on {device}, {args.threads} thread(s); adaptive: "
         f"detail {args.detail!r}, {args.pixels_per_token} pixels a token. A step is forward, loss, backward and AdamW; "
         "memory is what it adds to model and patches (on a GPU: what torch allocated)."
     )

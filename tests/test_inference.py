@@ -18,7 +18,7 @@ from patchtree.errors import InputError
 from patchtree.inference import Predictor, evaluate, load
 from patchtree.io.images import write_image, write_mask
 from patchtree.metrics import confusion
-from patchtree.models.segmenter import Segmenter
+from patchtree.models.choose import build
 from patchtree.patcher import Patcher
 from patchtree.runs import RunConfig, save_config, save_weights
 
@@ -30,10 +30,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a model of random weights, three classes."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    model = Segmenter(classes=3, channels=3, patch_size=8)
+    built = build("patchtree:tiny", 3, patch_size=8)
+    model = built.model
     with torch.no_grad():
         # Larger than at the start of a training, so that classes differ from place to place.
-        model.head.weight.normal_(std=1)
+        model.head.classify.weight.normal_(std=1)
     config = RunConfig(
         labels={"background": 0, "a": 1, "b": 2},
         ignore=255,
@@ -42,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         std=(0.25,) * 3,
         patcher=Patcher(patch_size=8, detail="variance").to_dict(),
         density=1 / 200,
-        model=model.config(),
+        model=built.config,
     )
     save_config(folder, config)
     save_weights(folder, model.state_dict(), {})
@@ -140,7 +141,7 @@ def test_images_of_other_channels_are_refused(predictor: Predictor, image: NDArr
 def test_grey_images_for_a_grey_run(run: Path, image: NDArray[np.uint8]) -> None:
     three = load(run, "cpu")
     config = replace(three.config, channels=1, mean=(0.5,), std=(0.25,))
-    grey = Predictor(config, Segmenter(classes=3, channels=1, patch_size=8).eval(), torch.device("cpu"))
+    grey = Predictor(config, build("patchtree:tiny", 3, channels=1, patch_size=8).model.eval(), torch.device("cpu"))
     assert grey(image[..., 0]).shape == SHAPE
     assert grey(image[..., :1]).shape == SHAPE
 

@@ -32,7 +32,7 @@ CONFIGURED = RunConfig(
     std=(1.0, 2.0, 3.0),
     patcher=Patcher(patch_size=8, budget=100, detail="residual").to_dict(),
     density=1 / 1000,
-    model={"classes": 2, "patch_size": 8},
+    model={"name": "patchtree:tiny", "patch_size": 8},
     train=("a", "b"),
     val=("c",),
 )
@@ -74,11 +74,14 @@ def test_a_newer_format_is_refused_and_a_further_field_is_not(tmp_path: Path) ->
     (tmp_path / CONFIG).write_text(json.dumps(values | {"later": 1}), encoding="utf-8")
     assert load_config(tmp_path) == CONFIGURED
     (tmp_path / CONFIG).write_text(json.dumps(values | {"format": FORMAT + 1}), encoding="utf-8")
-    with pytest.raises(InputError, match="newer than 1; update patchtree"):
+    with pytest.raises(InputError, match="newer than 2; update patchtree"):
+        load_config(tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps(values | {"format": FORMAT - 1}), encoding="utf-8")
+    with pytest.raises(InputError, match="has format 1, of an older patchtree; train again"):
         load_config(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": "x"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": "x"}'])
 def test_a_damaged_config_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / CONFIG).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=rf"{CONFIG}: ") as caught:
@@ -117,7 +120,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"labels": None}, {"density": "x"}, {"mean": []}, {"model": {"foo": 1}}, {"labels": {}}]
+    "wrong",
+    [{"labels": None}, {"density": "x"}, {"mean": []}, {"model": {"foo": 1}}, {"model": {"name": 1}}, {"labels": {}}],
 )
 def test_a_config_that_does_not_fit_itself_is_told(tmp_path: Path, wrong: dict[str, Any]) -> None:
     save_config(tmp_path, CONFIGURED)

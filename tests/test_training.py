@@ -19,9 +19,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from patchtree.datasets import find_data
 from patchtree.errors import InputError
+from patchtree.inference import evaluate, load
 from patchtree.io.images import write_image, write_mask
-from patchtree.models.segmenter import Segmenter
+from patchtree.metrics import dice
+from patchtree.models.choose import build, build_model
 from patchtree.runs import CHECKPOINT, CONFIG, METRICS, WEIGHTS, load_config, weights_metadata
 from patchtree.training import Task, train
 
@@ -97,7 +100,7 @@ def test_a_run_folder_says_all_it_needs(whole: Path, data: Path) -> None:
     assert config.patcher_for((64, 48)).patch_size == 8
     assert config.density == 16 / (64 * 48)
     assert {"python", "torch", "patchtree"} <= config.versions.keys()
-    assert Segmenter(**config.model).config() == config.model
+    assert build(labels=config.labels, **config.model).config == config.model
     assert [int(row["step"]) for row in rows(whole)] == [2, 4, 6, 8]
     best = max(rows(whole), key=lambda row: float(row["dice"]))
     assert weights_metadata(whole)["step"] == best["step"]
@@ -140,6 +143,37 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(data: Path, whole: Path
     assert len(rows(tmp_path / "run")) == 3
     train(data, tmp_path / "run", max_epochs=4, resume=True, **HERE)
     assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "timm:test_vit", "head": "depths", "layer_decay": 0.5, "freeze": 1},
+        {"model": "timm:test_vit", "lora": 2},
+        pytest.param({"model": "smp:unet/resnet18"}, marks=pytest.mark.slow),  # its batch norms have buffers
+    ],
+)
+@pytest.mark.filterwarnings("ignore:what is not trained of the encoder", "ignore:the model's patches are 16")
+def test_other_models_resume_and_predict(options: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    pytest.importorskip({"t": "peft", "s": "segmentation_models_pytorch"}[options["model"][0]])
+    options = {**options, "max_epochs": 3, "batch_size": 2, **SMALL}
+    lines: list[str] = []
+    one = train(data, tmp_path / "one", report=lines.append, **options)
+    assert lines[3].startswith("weights: random, --weights FILE or --weights pretrained begins with trained ones")
+
+    def report(line: str) -> None:
+        if line.startswith("step 2, "):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        train(data, tmp_path / "two", report=report, **options)
+    assert_same(train(data, tmp_path / "two", max_epochs=3, resume=True, **HERE), one)
+    # What is kept needs neither adapters nor the library's weights, and is the average that was validated.
+    predictor = load(one, "cpu", smooth=False)
+    config = load_config(one)
+    [pair] = [pair for pair in find_data(data).pairs if pair.name in config.val]
+    [table] = evaluate(predictor, [pair])
+    assert dice(table)[1].item() == pytest.approx(float(weights_metadata(one)["dice"]), abs=1e-5)
 
 
 @pytest.fixture
@@ -289,7 +323,10 @@ def test_a_damaged_checkpoint_is_one_line(data: Path, tmp_path: Path) -> None:
         {"window": 0},
         {"batch_size": 0},
         {"lr": 0.0},
-        {"size": "vast"},
+        {"model": "patchtree:vast"},
+        {"layer_decay": 0.0},
+        {"freeze": 3},
+        {"freeze": 1, "lora": 2},
         {"strategy": "fsdp"},
     ],
 )
@@ -309,7 +346,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(
 
 
 def test_only_matrices_decay() -> None:
-    task = Task(Segmenter(classes=2, patch_size=8), ("a", "b"), lr=1e-3)
+    task = Task(build_model("patchtree:tiny", 2, patch_size=8), lr=1e-3)
     matrices, vectors = task.configure_optimizers().param_groups
     assert matrices["weight_decay"] > 0
     assert vectors["weight_decay"] == 0
@@ -323,5 +360,5 @@ def test_defaults_come_from_the_data(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run", max_epochs=1, detail="variance", **HERE)
     options = json.loads((tmp_path / "run" / CONFIG).read_text(encoding="utf-8"))["options"]
     assert options["budget"] == round(64 * 48 / 2400)
-    assert options["size"] == "tiny"
+    assert options["model"] == "patchtree:tiny"
     assert options["samples"] == 4

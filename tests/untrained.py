@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from patchtree.models.segmenter import Segmenter
+from patchtree.models.choose import build_model
 from patchtree.patcher import Patcher
 from patchtree.runs import RunConfig, save_config, save_weights
 
 
 def untrained_run(run: Path, channels: int = 3) -> Path:
     """Write a run folder whose weights are random, of two classes and patches of 8 px."""
-    model = {"classes": 2, "channels": channels, "patch_size": 8, "size": "tiny"}
+    model = {"name": "patchtree:tiny", "channels": channels, "patch_size": 8}
     config = RunConfig(
         labels={"background": 0, "disc": 1},
         channels=channels,
@@ -25,5 +25,5 @@ def untrained_run(run: Path, channels: int = 3) -> Path:
     )
     torch.manual_seed(0)
     save_config(run, config)
-    save_weights(run, Segmenter(**model).state_dict(), {})  # type: ignore[arg-type]
+    save_weights(run, build_model(labels=2, **model).state_dict(), {})  # type: ignore[arg-type]
     return run

@@ -14,6 +14,7 @@ from patchtree.tree import Tree
 if TYPE_CHECKING:
     from patchtree.io.images import read_image, read_mask
     from patchtree.models.adapt import adapt
+    from patchtree.models.choose import build_model
     from patchtree.models.mosaic import through_mosaic
     from patchtree.models.segmenter import Segmenter
     from patchtree.tokens import Tokens, collate, mosaic, unmosaic, unpad
@@ -29,6 +30,7 @@ __all__ = [
     "Tree",
     "Variance",
     "adapt",
+    "build_model",
     "collate",
     "count_labels",
     "cut",
@@ -48,6 +50,7 @@ _LAZY = {
     "Segmenter": "patchtree.models.segmenter",
     "Tokens": "patchtree.tokens",
     "adapt": "patchtree.models.adapt",
+    "build_model": "patchtree.models.choose",
     "collate": "patchtree.tokens",
     "mosaic": "patchtree.tokens",
     "read_image": "patchtree.io.images",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patchtree.datasets import Pair
 from patchtree.errors import InputError
+from patchtree.models.choose import build_model
 from patchtree.models.segmenter import Segmenter
 from patchtree.patches import paint
 from patchtree.runs import RunConfig, load_config, load_weights
@@ -113,11 +114,12 @@ def load(run: str | os.PathLike[str], device: torch.device | str | None = None, 
         smooth: see `Predictor`.
 
     Raises:
-        InputError: the folder is missing, incomplete, damaged or of a newer version, or there is no such device.
+        InputError: the folder is missing, incomplete, damaged or of another version, a package that its model needs is
+            not here, or there is no such device.
     """
     config = load_config(run)
     chosen = _device(device)
-    model = Segmenter(**config.model)
+    model = build_model(labels=config.labels, **config.model)
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     model.load_state_dict(load_weights(run, shapes))
     return Predictor(config, model.to(chosen).eval(), chosen, smooth)

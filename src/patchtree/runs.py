@@ -17,7 +17,7 @@ from patchtree.patcher import Patcher
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 CHECKPOINT = "last.ckpt"
@@ -38,7 +38,7 @@ class RunConfig:
         std: ``C`` numbers, as `mean`.
         patcher: what `Patcher.to_dict` gave; the budget is chosen anew for each image.
         density: tokens a pixel.
-        model: the arguments of `Segmenter`.
+        model: the arguments of `build_model` that make the model again, but for the labels.
         ignore: id of pixels without a label, or None.
         dtype: type of the images' pixels, such as ``"uint8"``; empty if it is not known.
         most: largest budget of an image.
@@ -98,7 +98,7 @@ def load_config(run: str | os.PathLike[str]) -> RunConfig:
     """Read ``config.json`` from a run folder.
 
     Raises:
-        InputError: the folder or the file is missing or damaged, or comes from a newer version of patchtree.
+        InputError: the folder or the file is missing or damaged, or comes from another version of patchtree.
     """
     path = _find(run, CONFIG)
     try:
@@ -109,6 +109,8 @@ def load_config(run: str | os.PathLike[str]) -> RunConfig:
         raise InputError(f"{path}: is not the description of a run; name a folder that `patchtree train` wrote")
     if values["format"] > FORMAT:
         raise InputError(f"{path}: has format {values['format']}, newer than {FORMAT}; update patchtree")
+    if values["format"] < FORMAT:
+        raise InputError(f"{path}: has format {values['format']}, of an older patchtree; train again")
     known = {item.name for item in fields(RunConfig)}
     try:
         config = RunConfig(**{key: _tuple(value) for key, value in values.items() if key in known})
@@ -117,7 +119,7 @@ def load_config(run: str | os.PathLike[str]) -> RunConfig:
             config.density > 0
             and len(config.labels) > 0
             and len(config.mean) == len(config.std) == config.channels == config.model.get("channels", config.channels)
-            and config.model["classes"] == len(config.labels)
+            and isinstance(config.model["name"], str)
         )
         if not whole:
             raise ValueError("its labels, channels, normalisation and model do not fit each other")

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import distributed
+from torch import Tensor, distributed
 
 from patchtree.ema import Average
 from patchtree.errors import InputError
@@ -148,7 +148,7 @@ class Course(Callback):
         """Set the learning rate."""
         self._step_began = self.elapsed()
         for group in trainer.optimizers[0].param_groups:
-            group["lr"] = self.lr * rate(self.progress)
+            group["lr"] = self.lr * group["lr_scale"] * rate(self.progress)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -189,7 +189,7 @@ class Course(Callback):
             values |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], **scores}
             self._append(values)
             if better:
-                weights = {name.removeprefix("model."): weight for name, weight in self.average.weights.items()}
+                weights: dict[str, Tensor] = pl_module.kept(self.average.weights)  # type: ignore[operator]
                 save_weights(self.out, weights, {"dice": repr(dice), "step": str(step)})
             self.report(f"step {step}, {_minutes(self.elapsed())}: loss {loss:.3f}, Dice {dice:.3f}{' *' * better}")
         now = self.elapsed()

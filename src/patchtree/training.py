@@ -34,13 +34,24 @@ from patchtree.errors import InputError
 from patchtree.io.images import image_size
 from patchtree.losses import loss_of_sums, loss_sums
 from patchtree.metrics import Confusion, dice
+from patchtree.models.choose import Built, build, pretrained
 from patchtree.models.segmenter import Segmenter
+from patchtree.models.tuning import (
+    add_lora,
+    freeze,
+    freeze_unused,
+    kept_weights,
+    trial_tokens,
+    weight_groups,
+)
 from patchtree.patcher import Patcher
 from patchtree.runs import CACHE, CHECKPOINT, LOGS, METRICS, WEIGHTS, RunConfig, load_config, save_config
 from patchtree.schedule import Bar, Course
 
 _DEFAULT_TIME = 3600.0
-_RATES = {"tiny": 1e-3, "small": 5e-4, "base": 3e-4}
+# Of models that begin with random weights; trained ones are moved less, the more so the deeper they lie.
+_RATES = {"patchtree:tiny": 1e-3, "patchtree:small": 5e-4}
+_RATE, _TRAINED_RATE, _TRAINED_LAYER_DECAY = 3e-4, 1e-4, 0.75
 _WEIGHT_DECAY = 0.05
 _WARMUP = 0.05
 _CLIP = 1.0
@@ -61,10 +72,15 @@ class Options:
     patch_size: int
     budget: int
     detail: dict[str, Any]
-    size: str
+    model: str
+    head: str | None
+    weights: str | None
+    freeze: int
+    lora: int
     window: int
     batch_size: int
     lr: float
+    layer_decay: float
     seed: int
     density: float
     samples: int
@@ -80,10 +96,15 @@ def train(
     patch_size: int | None = None,
     budget: int | None = None,
     detail: str | Detail | None = None,
-    size: str | None = None,
+    model: str | None = None,
+    head: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    freeze: int | None = None,
+    lora: int | None = None,
     window: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
+    layer_decay: float | None = None,
     seed: int | None = None,
     workers: int | None = None,
     accelerator: str = "auto",
@@ -115,10 +136,18 @@ def train(
         patch_size: pixels on a side of a patch, ``p``; None: 16.
         budget: tokens for an image of median area, others in proportion; None chooses by the images' size.
         detail: where leaves are small, see `Patcher`; None: ``"residual"``.
-        size: of the model, see `Segmenter`; None: ``"small"`` on a GPU, ``"tiny"`` without.
+        model: by name, see `build_model`; None: ``"patchtree:small"`` on a GPU, ``"patchtree:tiny"`` without.
+        head: by name, see `build_model`.
+        weights: a file, or ``"pretrained"``, see `build_model`. Images of three 8-bit channels are then normalised as
+            those weights expect.
+        freeze: how many of the encoder's first blocks stay as they are, with what comes before them; -1: all of it.
+        lora: rank of low-rank adapters, which are trained instead of the encoder; None: none. They are merged into the
+            matrices of ``weights.safetensors``.
         window: side of the training windows in pixels, smaller images are seen whole; None: 1024.
         batch_size: windows a step and process; None: 8 on a GPU, 4 without.
-        lr: highest learning rate; None chooses by the model's size.
+        lr: highest learning rate; None chooses by the model, less for trained weights.
+        layer_decay: what the rate of a block is multiplied by from one block down to the next; None: 0.75 for trained
+            weights, else 1.
         seed: of everything random; None: 0.
         workers: processes that make samples; None chooses by the number of cores.
         accelerator: ``"cpu"``, ``"gpu"``, ...; ``"auto"``: a CUDA GPU where there is one, else the CPU.
@@ -157,10 +186,15 @@ def train(
         "patch_size": patch_size,
         "budget": budget,
         "detail": detail,
-        "size": size,
+        "model": model,
+        "head": head,
+        "weights": None if weights is None else os.fspath(weights),
+        "freeze": freeze,
+        "lora": lora,
         "window": window,
         "batch_size": batch_size,
         "lr": lr,
+        "layer_decay": layer_decay,
         "seed": seed,
     }
     checkpoint = _load_checkpoint(out) if resume else None
@@ -170,28 +204,37 @@ def train(
     if checkpoint is None:
         check_data(dataset)
         options = _choose(dataset, asked, accelerator)
+        # What the model refuses is told before images are decoded; that they have three channels is likely.
+        built = _build(dataset, options, channels=3)
+        if not built.depths:
+            if layer_decay is not None:
+                raise InputError("layer_decay needs a model with blocks in a row, which this one has not; leave it out")
+            options = replace(options, layer_decay=1.0)
         config = _plan(dataset, options)
-        # What the model refuses is told before images are decoded.
-        Segmenter(**config.model)
     else:
         config = load_config(out)
         options = Options(**config.options)
         _check_same(out, asked, options)
+        built = _tune(build(labels=config.labels, **config.model), options)
     parts = _open_data(dataset, config, options, out / CACHE, _workers(workers))
     parts.prepare_data()
     parts.setup()
     if checkpoint is None:
-        config = _with_measured(config, parts)
+        if parts.channels != 3:
+            built = _build(dataset, options, parts.channels)
+        if built.norm is not None and parts.dtype == "uint8":
+            parts.mean, parts.std = built.norm
+        config = _with_measured(config, parts, built)
         if main:
             for name in (WEIGHTS, METRICS):
                 (out / name).unlink(missing_ok=True)
             save_config(out, config)
-    torch.manual_seed(options.seed)
-    model = Segmenter(**config.model)
-    parts.grids = model.grids
-    task = Task(model, tuple(config.labels), options.lr)
+    parts.grids = built.model.grids
+    task = Task(built.model, options.lr, built.depths, options.layer_decay)
     goal = f"{max_epochs} epochs" if max_time is None else f"{int(max_time // 60)} min {max_time % 60:.0f} s"
-    _tell(say, config, parts, task, f"on {accelerator} for {goal}")
+    _tell(say, config, options, parts, task, f"on {accelerator} for {goal}")
+    if checkpoint is None and (built.weights or not options.model.startswith("patchtree:")):
+        _tell_weights(say, built, options, parts)
     average = Average(_DECAY)
     max_samples = None if max_epochs is None else max_epochs * options.samples
     course = Course(out, average, options.lr, options.samples, max_time, max_samples, started, say)
@@ -240,14 +283,18 @@ class Task(LightningModule):
 
     Args:
         model: the segmenter.
-        labels: the classes' names, in the order of ids.
         lr: highest learning rate; `Course` sets the one of each step.
+        depths: of the encoder's weights, see `stages`.
+        layer_decay: of the rate, from one depth down to the next.
     """
 
-    def __init__(self, model: Segmenter, labels: tuple[str, ...], lr: float) -> None:
+    def __init__(
+        self, model: Segmenter, lr: float, depths: Mapping[str, int] | None = None, layer_decay: float = 1.0
+    ) -> None:
         super().__init__()
-        self.model, self.labels, self.lr = model, labels, lr
-        self.confusion = Confusion(len(labels))
+        self.model, self.lr, self.depths, self.layer_decay = model, lr, depths or {}, layer_decay
+        self.labels = tuple(model.labels)
+        self.confusion = Confusion(len(self.labels))
         self.scores: dict[str, float] = {}
 
     def training_step(self, batch: Batch) -> Tensor:
@@ -272,13 +319,12 @@ class Task(LightningModule):
         self.log_dict(self.scores, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make AdamW, which decays matrices and kernels but no norms and biases."""
-        weights = list(self.model.parameters())
-        groups = [
-            {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": _WEIGHT_DECAY},
-            {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.lr)
+        """Make AdamW over what is trained."""
+        return torch.optim.AdamW(weight_groups(self.model, self.depths, _WEIGHT_DECAY, self.layer_decay), lr=self.lr)
+
+    def kept(self, average: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give all that prediction needs, the average of the weights in their place."""
+        return kept_weights(self.model, {name.removeprefix("model."): value for name, value in average.items()})
 
 
 class _SumOfAll(torch.autograd.Function):
@@ -337,20 +383,26 @@ def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Opt
     """Fill in what was not asked for, from the data and the machine."""
     shapes = [image_size(pair.image) for pair in dataset.pairs]
     areas = [height * width for height, width in shapes]
-    size = asked["size"] or ("tiny" if accelerator == "cpu" else "small")
+    model = asked["model"] or ("patchtree:tiny" if accelerator == "cpu" else "patchtree:small")
+    trained = pretrained(model, asked["weights"])
     values: dict[str, Any] = {
         "patch_size": 16,
         "budget": max(1, round(choose_density(shapes) * median(areas))),
         "detail": "residual",
-        "size": size,
+        "model": model,
+        "head": None,
+        "weights": None,
+        "freeze": 0,
+        "lora": 0,
         "window": 1024,
         # On a CPU time is short, and twice as many steps do more than twice as large batches.
         "batch_size": 4 if accelerator == "cpu" else 8,
-        "lr": _RATES.get(size, 1e-3),
+        "lr": _TRAINED_RATE if trained else _RATES.get(model, _RATE),
+        "layer_decay": _TRAINED_LAYER_DECAY if trained else 1.0,
         "seed": 0,
     }
     values |= {name: value for name, value in asked.items() if value is not None}
-    for name in ("window", "batch_size", "lr"):
+    for name in ("window", "batch_size", "lr", "layer_decay"):
         if not 0 < values[name] < math.inf:
             raise InputError(f"{name} {values[name]} is not possible; give more than 0")
     patcher = Patcher(values["patch_size"], values["budget"], detail=values["detail"])
@@ -371,7 +423,7 @@ def _plan(dataset: DataSet, options: Options) -> RunConfig:
         std=(),
         patcher=Patcher(options.patch_size, options.budget, detail=from_dict(options.detail)).to_dict(),
         density=options.density,
-        model={"classes": len(dataset.labels), "patch_size": options.patch_size, "size": options.size},
+        model={},
         window=options.window,
         train=tuple(pair.name for pair in train.pairs),
         val=tuple(pair.name for pair in val.pairs),
@@ -380,13 +432,45 @@ def _plan(dataset: DataSet, options: Options) -> RunConfig:
     )
 
 
-def _with_measured(config: RunConfig, parts: DataModule) -> RunConfig:
+def _with_measured(config: RunConfig, parts: DataModule, built: Built) -> RunConfig:
     assert parts.mean is not None
     assert parts.std is not None
-    model = Segmenter(**config.model, channels=parts.channels).config()
     return replace(
-        config, channels=parts.channels, dtype=parts.dtype, mean=tuple(parts.mean), std=tuple(parts.std), model=model
+        config,
+        channels=parts.channels,
+        dtype=parts.dtype,
+        mean=tuple(parts.mean),
+        std=tuple(parts.std),
+        model=built.config,
     )
+
+
+def _build(dataset: DataSet, options: Options, channels: int) -> Built:
+    """Make the model of a new run."""
+    torch.manual_seed(options.seed)
+    built = build(
+        options.model,
+        dataset.labels,
+        channels=channels,
+        patch_size=options.patch_size,
+        head=options.head,
+        weights=options.weights,
+    )
+    _tune(built, options)
+    if (options.freeze or options.lora) and not built.weights:
+        warnings.warn("what is not trained of the encoder stays random; give weights", stacklevel=3)
+    return built
+
+
+def _tune(built: Built, options: Options) -> Built:
+    """Freeze and adapt what the options say."""
+    if options.freeze and options.lora:
+        raise InputError("freeze and lora exclude each other: lora trains nothing of the encoder but its adapters")
+    freeze(built.model, built.depths, options.freeze)
+    if options.lora:
+        add_lora(built.model, built.depths, options.lora)
+    freeze_unused(built.model, trial_tokens(built.config["channels"], options.patch_size))
+    return built
 
 
 def _check_same(out: Path, asked: Mapping[str, Any], options: Options) -> None:
@@ -397,7 +481,9 @@ def _check_same(out: Path, asked: Mapping[str, Any], options: Options) -> None:
             raise InputError(f"{out}: was started with {name} {started[name]}; leave {name} out, or train another run")
 
 
-def _tell(say: Callable[[str], None], config: RunConfig, parts: DataModule, task: Task, how: str) -> None:
+def _tell(
+    say: Callable[[str], None], config: RunConfig, options: Options, parts: DataModule, task: Task, how: str
+) -> None:
     """Say in three lines what is about to happen."""
     assert parts.windows is not None
     height, width = (median(image.shape[axis] for image in parts.windows.images) for axis in (0, 1))
@@ -409,8 +495,22 @@ def _tell(say: Callable[[str], None], config: RunConfig, parts: DataModule, task
     tokens = round(config.density * height * width)
     seen = "seen whole" if max(height, width) <= config.window else f"windows of {config.window} px"
     say(f"patches: {tokens} of {p} x {p} px an image, by {detail}; {seen}")
-    weights = sum(weight.numel() for weight in task.model.parameters()) / 1e6
-    say(f"model: {config.model['size']}, {weights:.1f} M weights; batches of {parts.batch_size} {how}")
+    counts = [(weight.numel() / 1e6, weight.requires_grad) for weight in task.model.parameters()]
+    weights, trained = sum(count for count, _ in counts), sum(count for count, taught in counts if taught)
+    some = f", {trained:.1f} M of them trained" if trained < weights else ""
+    head = "" if options.model.startswith("patchtree:") else f" with the {config.model['head']} head"
+    say(f"model: {options.model}{head}, {weights:.1f} M weights{some}; batches of {parts.batch_size} {how}")
+
+
+def _tell_weights(say: Callable[[str], None], built: Built, options: Options, parts: DataModule) -> None:
+    """Say what the encoder begins with."""
+    down = f", times {options.layer_decay:g} a block down" if options.layer_decay != 1 else ""
+    rate = f"learning rate {options.lr:g}{down}"
+    if not built.weights:
+        say(f"weights: random, --weights FILE or --weights pretrained begins with trained ones; {rate}")
+        return
+    theirs = built.norm is not None and (parts.mean, parts.std) == built.norm
+    say(f"weights: {built.weights}; images normalised by {'its' if theirs else 'their own'} mean and deviation; {rate}")
 
 
 def _check_machines(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> None:

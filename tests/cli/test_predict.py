@@ -159,7 +159,7 @@ def test_a_run_that_is_damaged_or_newer(run: Run, trained: Trained, tmp_path: Pa
     assert run("info", copy).failed_with("config.json", "99", "update patchtree")
     (copy / "config.json").write_text("{")
     assert run(*words).failed_with("config.json")
-    (copy / "config.json").write_text(json.dumps({**config, "model": {**config["model"], "size": "small"}}))
+    (copy / "config.json").write_text(json.dumps({**config, "model": {**config["model"], "name": "patchtree:small"}}))
     assert run(*words).failed_with("weights.safetensors")
     (copy / "config.json").write_text(json.dumps(config))
     weights = (copy / "weights.safetensors").read_bytes()

@@ -6,12 +6,14 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+import timm
+import torch
 
 from patchtree.cli.common import DetailName
-from patchtree.cli.train import SizeName
+from patchtree.cli.train import HeadName
 from patchtree.detail import DETAILS
-from patchtree.io.images import write_image, write_mask
-from patchtree.models import segmenter
+from patchtree.io.images import read_mask, write_image, write_mask
+from patchtree.models.heads import HEADS
 from patchtree.runs import load_config
 
 from .conftest import TRAIN, Run, Trained, picture, write_data
@@ -19,8 +21,7 @@ from .conftest import TRAIN, Run, Trained, picture, write_data
 
 def test_names_on_the_command_line_are_those_of_the_library() -> None:
     assert [name.value for name in DetailName] == list(DETAILS)
-    for name in SizeName:
-        segmenter.Segmenter(classes=2, size=name.value)
+    assert {name.value for name in HeadName} == set(HEADS)
 
 
 def test_a_run_is_made(trained: Trained) -> None:
@@ -49,7 +50,12 @@ def test_every_option_reaches_the_library(run: Run, tmp_path: Path, monkeypatch:
         "patch_size": 8,
         "budget": 99,
         "detail": "residual",
-        "size": "base",
+        "model": "timm:vit_tiny_patch16_224",
+        "head": "depths",
+        "weights": "vit.safetensors",
+        "freeze": 4,
+        "layer_decay": 0.8,
+        "lora": 3,
         "window": 512,
         "batch_size": 2,
         "lr": 0.01,
@@ -65,6 +71,9 @@ def test_every_option_reaches_the_library(run: Run, tmp_path: Path, monkeypatch:
     asked.pop("report")
     assert asked == {**given, "max_time": 605.0, "resume": True, "data": Path("data"), "out": Path("run")}
     assert asked.keys() <= known.keys()
+    asked.clear()
+    assert run("train", "data", "--out", "run", "--freeze", "all").code == 0
+    assert asked["freeze"] == -1
     asked.clear()
     assert run("train", "data", "--out", "run", "--devices", "0,1").code == 0
     assert asked.keys() == {"data", "out", "report", "devices"}
@@ -149,6 +158,54 @@ def test_bad_data(spoil: Any, words: list[str], run: Run, tmp_path: Path) -> Non
     assert not (tmp_path / "run" / "weights.safetensors").exists()
 
 
+def test_a_model_of_another_library(run: Run, trained: Trained, tmp_path: Path) -> None:
+    weights = tmp_path / "vit.pt"
+    torch.save({"model": timm.create_model("test_vit").state_dict()}, weights)
+    words = ("--model", "timm:test_vit", "--weights", weights, "--head", "linear", "--freeze", 1)
+    made = run("train", trained.data, "--out", tmp_path / "run", *TRAIN, *words)
+    assert made.code == 0
+    lines = dict(line.split(": ", 1) for line in made.err.splitlines() if ": " in line)
+    assert lines["model"].startswith("timm:test_vit with the linear head, ")
+    assert "M of them trained" in lines["model"]
+    assert lines["weights"].startswith(f"{weights}; images normalised by its mean and deviation; learning rate 0.0001,")
+    assert lines["weights"].endswith("times 0.75 a block down")
+    assert made.err.count("its patch embedding is resized") == 1
+    config = load_config(tmp_path / "run")
+    assert config.mean == (0.5, 0.5, 0.5)
+    weights.unlink()
+    assert run("train", trained.data, "--out", tmp_path / "run", "--resume", "--max-epochs", 6).code == 0
+    result = run("predict", tmp_path / "run", trained.data / "images" / "a.png", "--out", tmp_path / "masks")
+    assert result.code == 0
+    assert read_mask(tmp_path / "masks" / "a.png").shape == (96, 128)
+    [told] = run("info", tmp_path / "run", "--json").json
+    assert told["model"] == "timm:test_vit"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "timm:vit_smal_patch16_224"], "near it: timm:vit_small_patch16_224"),
+        (["--model", "vit_small_patch16_224"], "did you mean timm:vit_small_patch16_224?"),
+        (["--model", "timm:resnet18"], "of no family that adapt knows"),
+        (["--model", "hf:/no/such/folder"], "no such folder"),
+        (["--model", "timm:test_vit", "--weights", "WEIGHTS"], "lacks"),
+        (["--weights", "nowhere.pt"], "nowhere.pt: no such file of weights"),
+        (["--weights", "pretrained"], "patchtree:tiny comes without trained weights"),
+        (["--model", "timm:test_vit", "--patch-size", "12"], "patch size 12 does not suit the mesh"),
+        (["--model", "timm:test_vit", "--freeze", "99"], "freeze 99 is not possible"),
+        (["--model", "monai:unet", "--layer-decay", "0.5"], "layer_decay needs a model with blocks"),
+        (["--model", "monai:unet", "--head", "linear"], "leave the head out"),
+        (["--lora", "2", "--freeze", "1"], "exclude each other"),
+    ],
+)
+def test_models_that_cannot_be(words: list[str], message: str, run: Run, trained: Trained, tmp_path: Path) -> None:
+    weights = tmp_path / "other.pt"
+    torch.save({"some.weight": torch.zeros(2)}, weights)
+    words = [str(weights) if word == "WEIGHTS" else word for word in words]
+    assert run("train", trained.data, "--out", tmp_path / "run", *words).failed_with(message)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -171,10 +228,15 @@ def test_no_data(run: Run, tmp_path: Path) -> None:
 def test_info_says_what_a_run_is(run: Run, trained: Trained, tmp_path: Path) -> None:
     [result] = run("info", trained.run, "--json").json
     detail = load_config(trained.run).patcher["detail"]["name"]
-    assert (result["kind"], result["model"], result["patch_size"], result["detail"]) == ("run", "tiny", 8, detail)
+    assert (result["kind"], result["model"], result["patch_size"], result["detail"]) == (
+        "run",
+        "patchtree:tiny",
+        8,
+        detail,
+    )
     assert result["labels"] == {"background": 0, "disc": 1}
     assert (result["train"], result["val"], result["weights"]) == (3, 1, True)
     assert 0 <= result["dice"] <= 1
     assert 0 < result["best_step"] <= result["steps"]
     assert "background: 0, disc: 1" in run("info", trained.run).out
-    assert run("info", tmp_path).failed_with("config.json is missing")
+    assert run("info", tmp_path).failed_with("neither a run (config.json)")

@@ -198,7 +198,7 @@ def _run(path: Path) -> dict[str, Any]:
         "kind": "run",
         "labels": config.labels,
         "channels": config.channels,
-        "model": config.model["size"],
+        "model": config.model["name"],
         "patch_size": config.patcher["patch_size"],
         "detail": config.patcher["detail"]["name"],
         "pixels_a_patch": round(1 / config.density),

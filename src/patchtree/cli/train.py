@@ -13,12 +13,24 @@ from patchtree.cli.common import DetailName, given, parse_time, verb
 _PATCHES, _TRAINING, _MACHINE = "Patches and model", "Training", "Machines"
 
 
-class SizeName(str, Enum):
-    """The sizes of the model."""
+class HeadName(str, Enum):
+    """The heads that have a name."""
 
-    tiny = "tiny"
-    small = "small"
-    base = "base"
+    linear = "linear"
+    reference = "reference"
+    depths = "depths"
+
+
+def parse_blocks(text: str) -> int:
+    """Read how many blocks: a number, or ``all``, which is -1.
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    try:
+        return -1 if text == "all" else int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no number of blocks; give one, or all") from error
 
 
 @verb
@@ -43,9 +55,46 @@ def train(
     detail: Annotated[
         DetailName | None, typer.Option(help="Where patches are small.", rich_help_panel=_PATCHES)
     ] = None,
-    size: Annotated[
-        SizeName | None,
-        typer.Option(help="Of the model (default: small on a GPU, else tiny).", rich_help_panel=_PATCHES),
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="patchtree:tiny, :small, :base; timm:NAME, hf:FOLDER, torchvision:NAME, monai:NAME, smp:NAME "
+            "(default: patchtree:small on a GPU, else patchtree:tiny).",
+            rich_help_panel=_PATCHES,
+        ),
+    ] = None,
+    head: Annotated[
+        HeadName | None, typer.Option(help="From features to pixels (default: reference).", rich_help_panel=_PATCHES)
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The encoder's: safetensors or a torch file; pretrained: the library's own, downloaded.",
+            rich_help_panel=_PATCHES,
+        ),
+    ] = None,
+    freeze: Annotated[
+        int | None,
+        typer.Option(
+            parser=parse_blocks,
+            metavar="N",
+            help="Leave the embeddings and the first N blocks as they are; all: the whole encoder.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    layer_decay: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of a block over that of the next (default: 0.75 for trained weights, else 1).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            metavar="R", help="Train adapters of rank R and the head only; needs peft.", rich_help_panel=_TRAINING
+        ),
     ] = None,
     window: Annotated[
         int | None, typer.Option(help="Pixels on a side of a training window.", rich_help_panel=_TRAINING)
@@ -54,7 +103,7 @@ def train(
         int | None, typer.Option(help="Windows a step, in each process.", rich_help_panel=_TRAINING)
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Highest learning rate (default: by size).", rich_help_panel=_TRAINING)
+        float | None, typer.Option(help="Highest learning rate (default: by model).", rich_help_panel=_TRAINING)
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.", rich_help_panel=_TRAINING)] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that make samples.", rich_help_panel=_MACHINE)] = None,
@@ -77,6 +126,8 @@ def train(
     DATA/splits.json says otherwise. RUN receives all that prediction needs.
 
     Example: patchtree train glands --out runs/glands --max-time 00:20:00
+
+    Example: patchtree train glands --out runs/vit --model timm:vit_small_patch16_224 --weights pretrained
     """
     from patchtree.training import train
 
@@ -87,7 +138,12 @@ def train(
         patch_size=patch_size,
         budget=budget,
         detail=detail,
-        size=size,
+        model=model,
+        head=head,
+        weights=weights,
+        freeze=freeze,
+        layer_decay=layer_decay,
+        lora=lora,
         window=window,
         batch_size=batch_size,
         lr=lr,

@@ -57,13 +57,23 @@ def adapt(model: nn.Module) -> Adapted:
     Raises:
         InputError: the family is not known, or the model has a part that looks beyond a patch.
     """
-    for kind in type(model).__mro__:
-        name = _FAMILIES.get(f"{kind.__module__}.{kind.__qualname__}")
-        if name is not None:
-            module, family = name.split(".")
-            adapted: Adapted = getattr(import_module(f"{__name__}.{module}"), family)(model)
-            return adapted
+    name = find_family(type(model))
+    if name is not None:
+        module, family = name.split(".")
+        adapted: Adapted = getattr(import_module(f"{__name__}.{module}"), family)(model)
+        return adapted
     raise InputError(
         f"{type(model).__module__}.{type(model).__qualname__} is of no family that adapt knows; "
         "use through_mosaic(model), which takes any model of images"
     )
+
+
+def find_family(kind: type) -> str | None:
+    """Give the module and class that know models of a class, None if there are none.
+
+    >>> from timm.models.vision_transformer import VisionTransformer
+    >>> find_family(VisionTransformer)
+    'timm_vit.TimmVit'
+    """
+    names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
+    return next((_FAMILIES[name] for name in names if name in _FAMILIES), None)

@@ -1,0 +1,589 @@
+"""Models by name: "patchtree:tiny", "timm:NAME", "hf:FOLDER", "monai:NAME", "torchvision:NAME", "smp:NAME"."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchtree.errors import InputError
+from patchtree.models.adapt import adapt, find_family
+from patchtree.models.heads import build_head
+from patchtree.models.mesh import SIZES, MeshEncoder
+from patchtree.models.segmenter import Segmenter, label_names
+from patchtree.models.tuning import stages, trial_tokens
+
+PRETRAINED = "pretrained"
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_PACKAGES = {"hf": "transformers", "monai": "monai", "torchvision": "torchvision", "smp": "segmentation_models_pytorch"}
+_PIP = {"smp": "segmentation-models-pytorch"}
+_CLASSIFIER = ("head.", "heads.", "head_dist.", "fc.", "classifier.", "norm_head.", "pre_logits.")
+_NESTED = ("state_dict", "model")
+_HF_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+
+Norm = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A model and what is to be known of it.
+
+    Attributes:
+        model: the model.
+        config: arguments of `build_model`, but for the labels, that build it again with random weights, without the
+            network and without files; ready for JSON.
+        weights: where its encoder's weights are from; empty if they are random.
+        norm: mean and standard deviation of each channel that those weights expect of images scaled to 0..1.
+        depths: of the encoder's weights, see `stages`.
+    """
+
+    model: Segmenter
+    config: dict[str, Any]
+    weights: str = ""
+    norm: Norm | None = None
+    depths: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a library's builder is asked for."""
+
+    name: str
+    classes: int
+    channels: int
+    patch_size: int
+    ndim: int
+    weights: str | None
+    config: dict[str, Any] | None
+
+    @property
+    def pretrained(self) -> bool:
+        return self.weights == PRETRAINED
+
+
+@dataclass(frozen=True, eq=False)
+class _Original:
+    """What a library's builder gives: a model of tokens' features, or one of logits."""
+
+    model: nn.Module
+    logits: bool = False
+    loaded: str = ""
+    norm: Norm | None = None
+    missing: frozenset[str] = frozenset()
+    config: dict[str, Any] | None = None
+
+
+def build_model(
+    name: str,
+    labels: Mapping[str, int] | int,
+    *,
+    channels: int = 3,
+    patch_size: int = 16,
+    ndim: int = 2,
+    head: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    config: dict[str, Any] | None = None,
+) -> Segmenter:
+    """Make a model that labels every pixel of every patch, by name.
+
+    >>> import numpy as np
+    >>> import patchtree as pt
+    >>> tokens = pt.collate([pt.Patcher(budget=50)(np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8))])
+    >>> pt.build_model("patchtree:tiny", labels=2)(tokens).shape
+    torch.Size([1, 49, 16, 16, 2])
+    >>> pt.build_model("timm:vit_tiny_patch16_224", labels=2, head="linear")(tokens).shape
+    torch.Size([1, 49, 16, 16, 2])
+
+    Args:
+        name: ``"patchtree:tiny"``, ``"patchtree:small"``, ``"patchtree:base"``; ``"timm:NAME"``; ``"hf:FOLDER"`` or
+            ``"hf:ID"`` (transformers); ``"torchvision:NAME"``; ``"monai:NAME"``; ``"smp:ARCHITECTURE/ENCODER"``
+            (segmentation_models_pytorch). What is no known transformer is given the patches as a mosaic.
+        labels: class names to ids, or their number, ``K``.
+        channels: of the image, ``C``.
+        patch_size: pixels on a side of a patch, ``p``.
+        ndim: 2 for images, 3 for volumes.
+        head: ``"reference"``, ``"linear"`` or ``"depths"``; None: the reference head.
+        weights: a file of weights for the encoder (safetensors, or torch's without pickled code) with the library's
+            names; ``"pretrained"`` for those that the library downloads; None: random ones, but those of the folder or
+            id after ``hf:``.
+        config: of a transformers model, instead of the folder's.
+
+    Raises:
+        InputError: the name is unknown, a package is missing, an argument does not suit the model, or the weights
+            cannot be had or are not those of the model.
+    """
+    return build(
+        name,
+        labels,
+        channels=channels,
+        patch_size=patch_size,
+        ndim=ndim,
+        head=head,
+        weights=weights,
+        config=config,
+    ).model
+
+
+def build(
+    name: str,
+    labels: Mapping[str, int] | int,
+    *,
+    channels: int = 3,
+    patch_size: int = 16,
+    ndim: int = 2,
+    head: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    config: dict[str, Any] | None = None,
+) -> Built:
+    """Make a model by name and say what it is; arguments as `build_model`'s.
+
+    >>> build("patchtree:tiny", labels=2).config
+    {'name': 'patchtree:tiny', 'channels': 3, 'patch_size': 16, 'ndim': 2, 'head': 'reference'}
+    """
+    labels = label_names(labels)
+    if ndim not in (2, 3):
+        raise InputError(f"ndim {ndim} is not possible; give 2 for images or 3 for volumes")
+    if channels < 1 or patch_size < 1:
+        raise InputError(
+            f"{channels} channels and patches of {patch_size} pixels are not possible; give at least 1 of each"
+        )
+    weights = None if weights is None else os.fspath(weights)
+    asked = _Asked(name, len(labels), channels, patch_size, ndim, weights, config)
+    original = _builder(name)(asked)
+    encoder = _through_door(original, name)
+    chosen = None if original.logits else head or "reference"
+    if original.logits and head is not None:
+        raise InputError(f"model {name} gives every pixel's classes itself; leave the head out")
+    own_head = None if chosen is None else build_head(chosen, encoder, len(labels), patch_size)  # type: ignore[arg-type]
+    model = Segmenter(encoder, own_head, labels)
+    for part, wanted in (("channels", channels), ("ndim", ndim)):
+        if getattr(encoder, part, wanted) != wanted:
+            raise InputError(f"model {name} is made for {part} {getattr(encoder, part)}, not {wanted}; choose another")
+    depths = stages(encoder, trial_tokens(channels, patch_size, ndim))
+    loaded = original.loaded
+    missing = [weight for weight in original.missing if f"model.{weight}" in depths]
+    if missing:
+        raise InputError(f"{loaded}: lacks {_some(missing)}; get the whole model")
+    if weights is not None and not asked.pretrained:
+        loaded = weights
+        _load(original.model, Path(weights), set(depths), len(labels) if original.logits else None)
+    again = {"name": name, "channels": channels, "patch_size": patch_size, "ndim": ndim, "head": chosen}
+    if original.config is not None:
+        again["config"] = original.config
+    norm = original.norm if loaded and channels == 3 else None
+    return Built(model, again, loaded, norm, depths)
+
+
+def pretrained(name: str, weights: str | os.PathLike[str] | None) -> bool:
+    """Say whether a model will start from trained weights.
+
+    >>> pretrained("timm:vit_small_patch16_224", None), pretrained("patchtree:tiny", "best.safetensors")
+    (False, True)
+    """
+    library, _, rest = name.partition(":")
+    return weights is not None or (library == "hf" and (not Path(rest).is_dir() or _hf_weights(rest)))
+
+
+def _builder(name: str) -> Callable[[_Asked], _Original]:
+    library, colon, rest = name.partition(":")
+    if library in _BUILDERS and rest:
+        _import(library)
+        return _BUILDERS[library]
+    import timm
+
+    hint = f"did you mean timm:{name}?" if not colon and timm.is_model(name) else ""
+    if not hint and (near := get_close_matches(library, _BUILDERS, 1)) and rest:
+        hint = f"did you mean {near[0]}:{rest}?"
+    forms = "patchtree:SIZE, timm:NAME, hf:FOLDER, torchvision:NAME, monai:NAME or smp:NAME"
+    raise InputError(f"model {name!r} is unknown; {hint or f'give {forms}'}")
+
+
+def _import(library: str) -> Any:
+    if library not in _PACKAGES:
+        return None
+    try:
+        return import_module(_PACKAGES[library])
+    except ImportError as error:
+        package = _PIP.get(library, _PACKAGES[library])
+        raise InputError(f"models of {library} need the package {package}; run: pip install {package}") from error
+
+
+def _through_door(original: _Original, name: str) -> nn.Module:
+    """Give tokens to a model."""
+    if isinstance(original.model, MeshEncoder):
+        return original.model
+    try:
+        if original.logits:
+            from patchtree.models.mosaic import through_mosaic
+
+            return through_mosaic(original.model)
+        return adapt(original.model)
+    except InputError as error:
+        raise InputError(f"model {name}: {error}") from error
+
+
+def _patchtree(asked: _Asked) -> _Original:
+    _, _, size = asked.name.partition(":")
+    if size not in SIZES:
+        raise _unknown(asked.name, SIZES)
+    if asked.pretrained:
+        raise InputError(f"model {asked.name} comes without trained weights; give a file of weights, or none")
+    return _Original(MeshEncoder(size, asked.channels, asked.patch_size, asked.ndim))
+
+
+def _timm(asked: _Asked) -> _Original:
+    import timm
+
+    _, _, rest = asked.name.partition(":")
+    if not timm.is_model(rest):
+        raise _unknown(asked.name, timm.list_models())
+    with _downloading(asked):
+        model = timm.create_model(rest, pretrained=asked.pretrained, num_classes=0, in_chans=asked.channels)
+    cfg: Any = model.pretrained_cfg
+    loaded = f"timm ({cfg.get('hf_hub_id') or cfg.get('url')})" if asked.pretrained else ""
+    return _Original(model, loaded=loaded, norm=(tuple(cfg["mean"]), tuple(cfg["std"])))
+
+
+def _hf(asked: _Asked) -> _Original:
+    transformers: Any = import_module("transformers")
+    processors: Any = import_module("transformers.models.auto.image_processing_auto")
+    _, _, rest = asked.name.partition(":")
+    if asked.config is not None:
+        config = transformers.AutoConfig.for_model(**asked.config)
+        kind, logits = _hf_kind(transformers, config)
+        return _Original(kind(config), logits, config=asked.config)
+    folder = Path(rest).is_dir()
+    if not folder and (rest.count("/") != 1 or rest.startswith((".", "/", "~"))):
+        raise InputError(f"model {asked.name}: no such folder; give one with a config.json, or an id on the hub")
+    with _downloading(asked), _quiet_transformers():
+        config = transformers.AutoConfig.from_pretrained(rest)
+        # Of a pair of towers the one that sees.
+        config = getattr(config, "vision_config", config)
+        kind, logits = _hf_kind(transformers, config)
+        channels = getattr(config, "num_channels", asked.channels)
+        if logits:
+            config.num_labels = asked.classes
+        random = asked.weights not in (None, PRETRAINED) or (folder and not _hf_weights(rest))
+        if random:
+            config.num_channels = asked.channels
+            model = kind(config)
+        else:
+            model, info = kind.from_pretrained(
+                rest, config=config, ignore_mismatched_sizes=logits, output_loading_info=True
+            )
+            processor = processors.get_image_processor_config(rest)
+    if random:
+        if asked.weights is None:
+            warnings.warn(f"{rest}: holds no weights; the model starts from random ones", stacklevel=4)
+        return _Original(model, logits, norm=_IMAGENET, config=json.loads(config.to_json_string(use_diff=False)))
+    if channels != asked.channels:
+        state = model.state_dict()
+        config.num_channels = asked.channels
+        model = kind(config)
+        model.load_state_dict(_fit_channels(state, model.state_dict(), asked.name))
+    anew = {name for name, *_ in info["mismatched_keys"]} | set(info["missing_keys"])
+    if logits and anew:
+        warnings.warn(f"{rest}: {_some(anew)} is not for these classes and begins anew", stacklevel=4)
+    mean, std = (tuple(processor.get(f"image_{key}", own)) for key, own in zip(("mean", "std"), _IMAGENET, strict=True))
+    return _Original(
+        model.float(),
+        logits,
+        loaded=rest,
+        norm=(mean, std),
+        missing=frozenset(anew),
+        config=json.loads(config.to_json_string(use_diff=False)),
+    )
+
+
+def _hf_kind(transformers: Any, config: Any) -> tuple[Any, bool]:
+    """Choose the class for a description, and say whether it gives logits: what no family knows goes as a mosaic."""
+    plain, semantic = (
+        auto._model_mapping.get(type(config), None)
+        for auto in (transformers.AutoModel, transformers.AutoModelForSemanticSegmentation)
+    )
+    if semantic is not None and not (plain and find_family(plain)):
+        return semantic, True
+    if plain is None:
+        raise InputError(f"transformers has no model of images for {type(config).__name__}; give another")
+    return plain, False
+
+
+def _hf_weights(folder: str) -> bool:
+    return any(next(Path(folder).glob(pattern), None) for pattern in _HF_WEIGHTS)
+
+
+def _torchvision(asked: _Asked) -> _Original:
+    models: Any = import_module("torchvision.models")
+    _, _, rest = asked.name.partition(":")
+    known = models.list_models()
+    if rest not in known:
+        raise _unknown(asked.name, known)
+    logits = rest in models.list_models(models.segmentation)
+    source = "DEFAULT" if asked.pretrained else None
+    with _downloading(asked):
+        if logits:
+            model = models.get_model(rest, weights=None, weights_backbone=source, num_classes=asked.classes)
+        else:
+            model = models.get_model(rest, weights=source)
+    if asked.channels != 3:
+        _set_channels(model, asked.channels, asked.pretrained)
+    loaded = f"torchvision ({rest})" if asked.pretrained else ""
+    return _Original(model, logits, loaded, _IMAGENET)
+
+
+def _monai(asked: _Asked) -> _Original:
+    nets: Any = import_module("monai.networks.nets")
+    _, _, rest = asked.name.partition(":")
+    c, k, d = asked.channels, asked.classes, asked.ndim
+    side = (224,) * 2 if d == 2 else (96,) * 3
+    vit = {"in_channels": c, "img_size": side, "spatial_dims": d}
+    makers: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+        "vit": (lambda: nets.ViT(patch_size=(16,) * d, **vit), False),
+        "unetr": (lambda: nets.UNETR(out_channels=k, **vit), False),
+        "vitautoenc": (lambda: nets.ViTAutoEnc(patch_size=(16,) * d, **vit), False),
+        "unet": (
+            lambda: nets.UNet(d, c, k, channels=(32, 64, 128, 256, 512), strides=(2, 2, 2, 2), num_res_units=2),
+            True,
+        ),
+        "swinunetr": (lambda: nets.SwinUNETR(c, k, feature_size=24, spatial_dims=d), True),
+        "segresnet": (lambda: nets.SegResNet(d, init_filters=16, in_channels=c, out_channels=k), True),
+    }
+    if rest not in makers:
+        raise _unknown(asked.name, makers)
+    if asked.pretrained:
+        raise InputError(f"model {asked.name} comes without trained weights; give a file of weights, or none")
+    make, logits = makers[rest]
+    return _Original(make(), logits)
+
+
+def _smp(asked: _Asked) -> _Original:
+    smp = _import("smp")
+    _, _, rest = asked.name.partition(":")
+    architecture, _, backbone = rest.partition("/")
+    known = smp.MODEL_ARCHITECTURES_MAPPING
+    if architecture not in known:
+        raise _unknown(asked.name, known)
+    backbones = smp.encoders.get_encoder_names()
+    if backbone and backbone not in backbones and not backbone.startswith("tu-"):
+        raise _unknown(f"smp:{architecture}/{backbone}", [f"{architecture}/{name}" for name in backbones])
+    with _downloading(asked):
+        model = smp.create_model(
+            architecture,
+            encoder_name=backbone or "resnet34",
+            encoder_weights="imagenet" if asked.pretrained else None,
+            in_channels=asked.channels,
+            classes=asked.classes,
+        )
+    return _Original(model, True, "smp (ImageNet)" if asked.pretrained else "", _IMAGENET)
+
+
+_BUILDERS: dict[str, Callable[[_Asked], _Original]] = {
+    "patchtree": _patchtree,
+    "timm": _timm,
+    "hf": _hf,
+    "torchvision": _torchvision,
+    "monai": _monai,
+    "smp": _smp,
+}
+
+
+def _unknown(name: str, known: Iterable[str]) -> InputError:
+    """Say that a library has no such model, and which come near."""
+    library, _, rest = name.partition(":")
+    known = list(known)
+    near = get_close_matches(rest, known, 3, 0.5) or (known if len(known) < 10 else [])
+    hint = f"near it: {', '.join(f'{library}:{one}' for one in near)}" if near else "look at the library's own list"
+    return InputError(f"model {name!r} is unknown; {hint}")
+
+
+@contextmanager
+def _downloading(asked: _Asked) -> Iterator[None]:
+    """Tell in one line that a library could not get what it needs, and not at each of its attempts."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # libraries throw what their own libraries throw
+        if asked.pretrained:
+            advice = "give --weights FILE, or go online"
+        else:
+            advice = "give a folder that is there and whole" if asked.name.startswith("hf:") else "choose another"
+        raise InputError(f"model {asked.name} cannot be had ({_cause(error)}); {advice}") from error
+    finally:
+        hub.setLevel(level)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep in reports on loading, which are told here where they matter."""
+    told: Any = import_module("transformers.utils.logging")
+    level, bar = told.get_verbosity(), told.is_progress_bar_enabled()
+    told.set_verbosity_error()
+    told.disable_progress_bar()
+    try:
+        yield
+    finally:
+        told.set_verbosity(level)
+        if bar:
+            told.enable_progress_bar()
+
+
+def _set_channels(model: nn.Module, channels: int, trained: bool) -> None:
+    """Replace a model's first convolution by one of another number of channels."""
+    name, old = next((name, part) for name, part in model.named_modules() if isinstance(part, nn.Conv2d))
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    if trained:
+        new.load_state_dict(_fit_channels(old.state_dict(), new.state_dict(), name))
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, new)
+
+
+def _fit_channels(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
+    """Make kernels for three channels kernels for another number: their sum for one, else their repetition.
+
+    Source: timm's `adapt_input_conv`.
+    """
+    fitted = dict(state)
+    for name, value in state.items():
+        target = wanted.get(name)
+        if target is None or target.shape == value.shape or value.ndim < 4 or target.ndim != value.ndim:
+            continue
+        channels = target.shape[1]
+        if value.shape[1] == 3 and value.shape[:1] + value.shape[2:] == target.shape[:1] + target.shape[2:]:
+            warnings.warn(f"{source}: {name} is made for 3 channels and is used for {channels}", stacklevel=5)
+            repeated = value.repeat(1, -(-channels // 3), *[1] * (value.ndim - 2))[:, :channels] * (3 / channels)
+            fitted[name] = value.sum(1, keepdim=True) if channels == 1 else repeated
+    return fitted
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a file of weights: safetensors, or torch's; no pickled code is run.
+
+    Raises:
+        InputError: the file is missing, damaged, holds more than tensors and plain values, or no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of weights; check --weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load throws anything, from EOFError to UnpicklingError, at a damaged file
+        raise InputError(
+            f"{path}: cannot be read as weights ({_cause(error)}); give safetensors or a torch file"
+        ) from error
+    for name in _NESTED:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not any(isinstance(value, Tensor) for value in found.values()):
+        raise InputError(f"{path}: holds no weights by name; give what state_dict() gives")
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _load(model: nn.Module, path: Path, used: set[str], classes: int | None) -> None:
+    """Load a file of weights into an original; `used` are those that must be there, after ``model.``."""
+    wanted = model.state_dict()
+    state = _fit_channels(_without_prefix(read_weights(path), wanted), wanted, path)
+    if any(name not in state or state[name].shape != value.shape for name, value in wanted.items()):
+        state = _renamed(model, state)
+    shapes = [
+        (name, tuple(state[name].shape), tuple(value.shape))
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    # What ends in classes begins anew where their number differs.
+    anew = {name for name, own, target in shapes if _differ_only(own, target, classes)}
+    if anew:
+        warnings.warn(f"{path}: {_some(anew)} is for other classes and begins anew", stacklevel=4)
+        shapes = [shape for shape in shapes if shape[0] not in anew]
+        state = {name: value for name, value in state.items() if name not in anew}
+    if shapes:
+        name, own, target = shapes[0]
+        raise InputError(f"{path}: {name} is {own}, the model's is {target}; give weights of this very model")
+    needed = {name.removeprefix("model.") for name in used} if used else set(wanted)
+    missing = sorted((needed & wanted.keys()) - state.keys() - anew)
+    if missing:
+        raise InputError(f"{path}: lacks {_some(missing)} of {len(wanted)} weights; give weights of this very model")
+    unknown = sorted(name for name in state.keys() - wanted.keys() if not name.startswith(_CLASSIFIER))
+    if unknown:
+        warnings.warn(f"{path}: {_some(unknown)} is of no use to the model and left out", stacklevel=4)
+    model.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
+
+
+def _differ_only(own: tuple[int, ...], target: tuple[int, ...], classes: int | None) -> bool:
+    return len(own) == len(target) and all(a in (b, classes) for a, b in zip(target, own, strict=True))
+
+
+def _without_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what stands before all names, such as ``module.`` or, in a run's weights, ``encoder.model.``."""
+    ends = {name: f".{name}" for name in wanted}
+    prefixes = {""} | {key[: -len(name)] for key in state for name, end in ends.items() if key.endswith(end)}
+    best = max(sorted(prefixes), key=lambda prefix: sum(prefix + name in state for name in wanted))
+    return {key.removeprefix(best): value for key, value in state.items() if key.startswith(best) or best == ""}
+
+
+def _renamed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Let the library bring names and grids of the checkpoints that it knows to the model's own."""
+    try:
+        if hasattr(model, "from_pretrained"):
+            with _quiet_transformers():
+                other, info = type(model).from_pretrained(  # type: ignore[attr-defined]
+                    None,
+                    config=model.config,
+                    state_dict=dict(state),
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                )
+            found = {name: value for name, value in other.state_dict().items() if name not in info["missing_keys"]}
+            wrong = {name: torch.empty(shape, device="meta") for name, shape, _ in info["mismatched_keys"]}
+            return found | wrong | {name: state[name] for name in info["unexpected_keys"] if name in state}
+        rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        return state if rename is None else dict(rename(dict(state), model))
+    except Exception:  # weights of something else, which is told with its names
+        return state
+
+
+def _cause(error: Exception) -> str:
+    """Give the first sentence of what went wrong, or its kind where there are no words.
+
+    >>> _cause(ValueError("No such thing. Try another.")), _cause(KeyError(101))
+    ('No such thing', 'KeyError')
+    """
+    words = str(error).strip().split("\n")[0].split(". ")[0]
+    return words if " " in words else type(error).__name__
+
+
+def _some(names: Iterable[str]) -> str:
+    """Name the first of several.
+
+    >>> _some(["b", "a", "c"])
+    'a and 2 more'
+    """
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if others else first
