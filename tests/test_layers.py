@@ -21,6 +21,7 @@ ORDER = (
     "show",
     "io",
     "slides",
+    "foveate",
     "jobs",
     "tokens",
     "losses",
@@ -36,6 +37,7 @@ ORDER = (
     "schedule",
     "training",
     "inference",
+    "slide_inference",
     "cli",
 )
 CORE = ORDER[: ORDER.index("tokens")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from patchtree.errors import InputError
 from patchtree.pyramid import CV_CHANNELS, pyramid
 from patchtree.tree import Tree
+
+_Cells = tuple[NDArray[np.int32], NDArray[Any]]
 
 
 def cut(image: NDArray[Any], tree: Tree) -> NDArray[Any]:
@@ -134,18 +137,40 @@ def paint(
     Raises:
         InputError: the values do not fit the tree, or the region is not a part of the image.
     """
+    return painter(values, tree, smooth)(region)
+
+
+def painter(values: NDArray[Any], tree: Tree, smooth: bool = False) -> Callable[[tuple[int, ...] | None], NDArray[Any]]:
+    """Do once what painting many regions of an image has in common; gives `paint` as a function of the region.
+
+    >>> paint_region = painter(np.array([7, 8]), Tree.uniform((2, 3), patch_size=2))
+    >>> paint_region((0, 1, 1, 3)).tolist()
+    [[7, 8]]
+
+    Args:
+        values: see `paint`.
+        tree: see `paint`.
+        smooth: see `paint`.
+
+    Raises:
+        InputError: the values do not fit the tree.
+    """
     values = np.asarray(values)
     if not values.ndim or len(values) != len(tree):
         raise InputError(f"values of shape {values.shape} do not fit a tree of {len(tree)} leaves")
     if smooth and values.dtype.kind != "f":
         raise InputError(f"values of type {values.dtype} cannot be painted smoothly; give floats, or smooth=False")
-    low, high = _region(tree, region)
     grid = values.shape[1 : 1 + tree.ndim]
     gridded = len(grid) == tree.ndim and len(set(grid)) == 1 and grid[0] > 0 and tree.patch_size % grid[0] == 0
     side, rest = (grid[0], values.shape[1 + tree.ndim :]) if gridded else (1, values.shape[1:])
     cells = values.reshape(len(tree), *(side,) * tree.ndim, -1)
-    painted = _paint(cells, tree, low, high, smooth)
-    return painted.reshape(*painted.shape[:-1], *rest)
+    levels = _with_parents(cells, tree) if smooth else _leaves(cells, tree)
+
+    def paint_region(region: tuple[int, ...] | None = None) -> NDArray[Any]:
+        painted = _paint(levels, tree, *_region(tree, region), smooth)
+        return painted.reshape(*painted.shape[:-1], *rest)
+
+    return paint_region
 
 
 def _region(tree: Tree, region: tuple[int, ...] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -161,16 +186,15 @@ def _region(tree: Tree, region: tuple[int, ...] | None) -> tuple[NDArray[np.int6
 
 
 def _paint(
-    values: NDArray[Any], tree: Tree, low: NDArray[np.int64], high: NDArray[np.int64], smooth: bool
+    levels: list[_Cells], tree: Tree, low: NDArray[np.int64], high: NDArray[np.int64], smooth: bool
 ) -> NDArray[Any]:
     """Go down the levels: enlarge what is painted, then overwrite the cells that have values of their own.
 
     At each level only the cells near the region are painted. Two more on every side hold all the pixels that a smooth
     region is interpolated from, so that a region is painted as the same part of the whole image is.
     """
-    side = values.shape[1]
-    margin = 2 if smooth else 0
-    levels = _with_parents(values, tree) if smooth else _leaves(values, tree)
+    values = levels[0][1]
+    side, margin = values.shape[1], 2 if smooth else 0
     painted: NDArray[Any] | None = None
     origin = low
     for level in range(len(levels) - 1, -1, -1):
@@ -192,9 +216,6 @@ def _paint(
     if factor > 1:
         painted, origin = _enlarge(painted, factor, smooth), origin * factor
     return np.ascontiguousarray(_crop(painted, low - origin, high - low))
-
-
-_Cells = tuple[NDArray[np.int32], NDArray[Any]]
 
 
 def _leaves(values: NDArray[Any], tree: Tree) -> list[_Cells]:

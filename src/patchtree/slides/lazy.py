@@ -54,7 +54,7 @@ def patch_slide(
     """
     halved = Halved(slide)
     with threads(workers) as pool:
-        tree = _refine(halved, pool, patcher, min_mpp, region)
+        tree = refine_halved(halved, pool, patcher, min_mpp, region)
         return Patches(cut_halved(halved, tree, pool), tree)
 
 
@@ -105,7 +105,7 @@ def refine_slide(
     """
     patcher = Patcher(patch_size, budget, threshold, detail, max_level, balanced)
     with threads(workers) as pool:
-        return _refine(Halved(slide), pool, patcher, min_mpp, region)
+        return refine_halved(Halved(slide), pool, patcher, min_mpp, region)
 
 
 def finest_level(slide: Slide, min_mpp: float | None) -> int:
@@ -139,7 +139,10 @@ def opened(tree: Tree, level: int) -> NDArray[np.bool_]:
     return out
 
 
-def _refine(halved: Halved, pool: Executor, patcher: Patcher, min_mpp: float | None, region: Box | None) -> Tree:
+def refine_halved(
+    halved: Halved, pool: Executor, patcher: Patcher, min_mpp: float | None = None, region: Box | None = None
+) -> Tree:
+    """Do what `refine_slide` says, reading through a cache that others may use too."""
     shape, p, budget = halved.slide.shape, patcher.patch_size, patcher.budget
     top = cover_level(shape, p) if patcher.max_level is None else patcher.max_level
     counts = [[-(-length // (p << level)) for length in shape] for level in range(top + 1)]
