@@ -22,7 +22,7 @@ class TimmBeit(Timm):
     heads and 8192 leaves.
     """
 
-    exact = "every uniform tree, as after set_input_size"
+    exact = "every uniform tree that fills the image, as after set_input_size"
     approximate = "relative bias between leaves of different sizes is interpolated; its memory grows as N x N"
 
     def __init__(self, model: Any) -> None:

@@ -18,7 +18,7 @@ class TimmEva(Timm):
     the range that a grid of as many patches has, however large the image.
     """
 
-    exact = "every uniform tree, as with dynamic_img_size"
+    exact = "every uniform tree that fills the image, as with dynamic_img_size"
     approximate = "rotary positions that count patches count cells of the uniform grid with as many leaves"
 
     def __init__(self, model: Any) -> None:

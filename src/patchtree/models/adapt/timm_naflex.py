@@ -21,7 +21,7 @@ class TimmNaflex(Adapted):
     Modes of interpolation, its antialiasing and whether it keeps the image's aspect are the model's own.
     """
 
-    exact = "every uniform tree, as its own path for patches"
+    exact = "every uniform tree that fills the image, as its own path for patches"
     approximate = "rotary positions that count patches count cells of the uniform grid with as many leaves"
 
     def __init__(self, model: Any) -> None:

@@ -16,7 +16,7 @@ class TimmVit(Timm):
     Positions are read as timm's `resample_abs_pos_embed` does: bicubic, antialiased.
     """
 
-    exact = "every uniform tree, as with dynamic_img_size"
+    exact = "every uniform tree that fills the image, as with dynamic_img_size"
     approximate = ""
 
     def embed(self, tokens: Tokens) -> tuple[Tensor, Any]:
