@@ -58,7 +58,7 @@ def write(path: Path, annotations: Annotations) -> None:
         file.write('{"type": "FeatureCollection", "features": [')
         for place, polygon in enumerate(annotations.polygons):
             file.write(",\n" if place else "\n")
-            json.dump(_feature(polygon, annotations.colours.get(polygon.label)), file, ensure_ascii=False)
+            file.write(json.dumps(_feature(polygon, annotations.colours.get(polygon.label)), ensure_ascii=False))
         file.write("\n]}\n")
 
 
