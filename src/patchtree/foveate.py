@@ -19,6 +19,8 @@ _OVERLAPS = 8
 # A tree's share of tokens for what lies outside its window.
 _AROUND = 8
 _LEAST = 64
+# A window has few leaves to lose on the way down to it.
+_LEAST_WINDOW = 256
 # Windows of this many pixels or more have a side that is a multiple of it.
 _STEP = 64
 
@@ -91,10 +93,10 @@ def plan_windows(
     Raises:
         InputError: the density or the budget is not possible.
     """
-    if not 0 < density < math.inf or budget < 2 * _LEAST:
+    if not 0 < density < math.inf or budget < 2 * _LEAST_WINDOW:
         raise InputError(
             f"a density of {density} tokens a pixel and a budget of {budget} tokens are not possible; "
-            f"give more than 0, and at least {2 * _LEAST}"
+            f"give more than 0, and at least {2 * _LEAST_WINDOW}"
         )
     area = _Area(tissue, side, shape)
     total = area.count((0, 0, *shape))
@@ -112,7 +114,7 @@ def plan_windows(
     for y0, x0 in product(*corners):
         box = y0, x0, min(y0 + length, shape[0]), min(x0 + length, shape[1])
         if pixels := area.count(box):
-            windows.append(Window(box, max(_LEAST, round(density * pixels)), around, ramp, shape))
+            windows.append(Window(box, max(_LEAST_WINDOW, round(density * pixels)), around, ramp, shape))
     return tuple(windows)
 
 

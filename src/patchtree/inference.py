@@ -18,6 +18,7 @@ from patchtree.datasets import Pair
 from patchtree.errors import InputError
 from patchtree.models.choose import build_model
 from patchtree.models.segmenter import Segmenter
+from patchtree.patcher import Patches
 from patchtree.patches import paint
 from patchtree.runs import RunConfig, load_config, load_weights
 from patchtree.tokens import collate
@@ -75,8 +76,7 @@ class Predictor:
 
         A band is all that is held at the image's resolution; the rest is in patches.
         """
-        _check_channels(image, self.config.channels)
-        _check_type(image, self.config.dtype)
+        self.check(image.shape[2] if image.ndim == 3 else 1, image.dtype)
         height, width = image.shape[:2]
         views = [(axes, *self._predict(np.flip(image, axes))) for axes in (_AXES if flips else _AXES[:1])]
         rows = max(1, _BAND // (width * len(self.config.labels)))
@@ -96,13 +96,36 @@ class Predictor:
             # That an image has too little detail for its budget is no trouble here: it needs no more.
             warnings.filterwarnings("ignore", ".*found too little detail")
             patches = self.config.patcher_for(image.shape[:2])(np.ascontiguousarray(image))
+        return self.in_patches(patches), patches.tree
+
+    def in_patches(self, patches: Patches) -> NDArray[np.float32]:
+        """Predict the probability of each class at every patch pixel of one image, ``(N, p, p, K)``."""
         tokens = collate([patches], self.config.mean, self.config.std).to(self.device)
         half = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
         with torch.inference_mode(), half:
             logits: Tensor = self.model(tokens)[0]
             # The classes in front: a softmax over a short last axis is slow on a CPU.
             share = logits.float().movedim(-1, 0).contiguous().softmax(0).movedim(0, -1)
-        return np.ascontiguousarray(share.cpu().numpy()), patches.tree
+        return np.ascontiguousarray(share.cpu().numpy())
+
+    def check(self, channels: int, dtype: np.dtype[Any]) -> None:
+        """Refuse images of another kind than those that the run was trained on.
+
+        Raises:
+            InputError: the number of channels is another, or the pixels' type.
+        """
+        wanted = self.config.channels
+        if channels != wanted:
+            raise InputError(
+                f"the image has {_channels(channels)}, the run was trained on images with {_channels(wanted)}; "
+                "convert it"
+            )
+        known = self.config.dtype
+        if known and dtype.name != known and {dtype.name, known} & {"uint8", "uint16"}:
+            raise InputError(
+                f"the image is {dtype.name}, the run was trained on {known}, whose values mean something else; "
+                "convert it"
+            )
 
 
 def load(run: str | os.PathLike[str], device: torch.device | str | None = None, *, smooth: bool = True) -> Predictor:
@@ -165,22 +188,6 @@ def _device(asked: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {asked} is not here; give cpu, or cuda where there is a GPU") from error
     return device
-
-
-def _check_channels(image: NDArray[Any], wanted: int) -> None:
-    found = image.shape[2] if image.ndim == 3 else 1
-    if found != wanted:
-        raise InputError(
-            f"the image has {_channels(found)}, the run was trained on images with {_channels(wanted)}; convert it"
-        )
-
-
-def _check_type(image: NDArray[Any], wanted: str) -> None:
-    found = image.dtype.name
-    if wanted and found != wanted and {found, wanted} & {"uint8", "uint16"}:
-        raise InputError(
-            f"the image is {found}, the run was trained on {wanted}, whose values mean something else; convert it"
-        )
 
 
 def _channels(count: int) -> str:
