@@ -84,7 +84,7 @@ def test_channels_of_different_types(tmp_path: Path) -> None:
     nnunet(tmp_path)
     write_image(tmp_path / "imagesTr" / "x_01_0001.png", np.zeros(IDS.shape, np.uint8))
     describe(tmp_path, {"labels": {"background": 0, "tumour": 1, "ignore": 3}})
-    with pytest.raises(InputError, match=r"x_01_0001.png: 2 x 3 pixels of uint8, but x_01_0000.png is"):
+    with pytest.raises(InputError, match=r"x_01_0001.png: 3 x 2 px of uint8, but x_01_0000.png is"):
         find_data(tmp_path).pairs[0].read_image()
 
 
@@ -180,7 +180,7 @@ def test_check_names_the_first_file_and_counts_the_others(tmp_path: Path) -> Non
     (tmp_path / "images" / "d.png").write_bytes(b"")
     describe(tmp_path, NAMED)
     dataset = find_data(tmp_path)
-    with pytest.raises(InputError, match=r"b.png: 2 x 3 pixels, but b.png has 2 x 4; .* \(and 2 more such problems\)"):
+    with pytest.raises(InputError, match=r"b.png: 3 x 2 px, but b.png has 4 x 2 px; .* \(and 2 more such problems\)"):
         check_data(dataset)
     with pytest.raises(InputError, match=r"masks/c.png: holds id 7, which no label has"):
         check_data(choose(dataset, ["a", "c"]))

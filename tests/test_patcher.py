@@ -91,6 +91,9 @@ def test_a_patcher_can_be_written_down() -> None:
         ({"threshold": float("nan")}, "threshold nan"),
         ({"threshold": -1}, "threshold -1"),
         ({"max_level": -1}, "max_level -1"),
+        ({"max_level": 31}, "max_level 31 is not possible; give 0 to 30"),
+        ({"max_level": 21, "ndim": 3}, "max_level 21 is not possible; give 0 to 20"),
+        ({"patch_size": 10**20}, "patch size 1"),
         ({"detail": "sobel"}, "'sobel' is not known"),
     ],
 )

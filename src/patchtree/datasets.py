@@ -394,7 +394,7 @@ def _check_pair(pair: Pair, dataset: DataSet, pixels: NDArray[np.int64]) -> list
     for path in (*pair.channels, pair.mask):
         other = image_size(path)
         if other != size:
-            return [f"{path}: {_size(other)} pixels, but {pair.image.name} has {_size(size)}; make them equal"]
+            return [f"{path}: {_size(other)}, but {pair.image.name} has {_size(size)}; make them equal"]
     problems = []
     for label, count in count_ids(pair.mask).items():
         label = min(label, 1) if pair.white else label
@@ -461,8 +461,8 @@ def _more(names: Sequence[str]) -> str:
 
 
 def _size(shape: Sequence[int]) -> str:
-    return f"{shape[0]} x {shape[1]}"
+    return f"{shape[1]:,} x {shape[0]:,} px"
 
 
 def _describe(image: NDArray[Any]) -> str:
-    return f"{_size(image.shape)} pixels of {image.dtype}"
+    return f"{_size(image.shape)} of {image.dtype}"

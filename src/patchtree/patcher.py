@@ -19,7 +19,9 @@ from patchtree.errors import InputError
 from patchtree.files import replacing
 from patchtree.patches import cut
 from patchtree.refine import refine
-from patchtree.tree import Tree
+from patchtree.tree import MOST_LEVELS, Tree
+
+_LARGEST = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,16 +117,17 @@ class Patcher:
                 raise InputError(f"{name} {value!r} is not possible; give a whole number")
         if self.threshold is not None and not self.threshold >= 0:
             raise InputError(f"threshold {self.threshold} is not possible; give 0 or more")
-        if self.patch_size < 1:
-            raise InputError(f"patch size {self.patch_size} is not possible; give at least 1")
+        if not 1 <= self.patch_size <= _LARGEST:
+            bound = "at least 1" if self.patch_size < 1 else f"at most {_LARGEST}"
+            raise InputError(f"patch size {self.patch_size} is not possible; give {bound}")
         if self.budget is not None and self.budget < 1:
             raise InputError(f"budget {self.budget} is not possible; give at least 1 leaf")
         if self.budget is None and self.threshold is None:
             raise InputError("give a budget (a number of leaves) or a threshold (the least detail to split)")
         if self.ndim not in (2, 3):
             raise InputError(f"ndim {self.ndim} is not possible; give 2 for images, 3 for volumes")
-        if self.max_level is not None and self.max_level < 0:
-            raise InputError(f"max_level {self.max_level} is not possible; give at least 0")
+        if self.max_level is not None and not 0 <= self.max_level <= MOST_LEVELS[self.ndim]:
+            raise InputError(f"max_level {self.max_level} is not possible; give 0 to {MOST_LEVELS[self.ndim]}")
         as_detail(self.detail)
 
     def __call__(

@@ -405,7 +405,7 @@ def morton(index: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 # What Morton codes of 64 bits and cell indices of 32 hold.
-_MOST_LEVELS = {2: 30, 3: 20}
+MOST_LEVELS = {2: 30, 3: 20}
 
 _SPREAD: dict[int, list[tuple[np.uint64, np.uint64]]] = {
     ndim: [(np.uint64(shift), np.uint64(mask)) for shift, mask in steps]
@@ -430,8 +430,8 @@ _SPREAD: dict[int, list[tuple[np.uint64, np.uint64]]] = {
 
 def _check_levels(shape: tuple[int, ...], patch_size: int, max_level: int) -> None:
     needed = max(cover_level(shape, patch_size), max_level)
-    if needed > _MOST_LEVELS[len(shape)]:
-        raise InputError(f"level {needed} is not possible; give a max_level of at most {_MOST_LEVELS[len(shape)]}")
+    if needed > MOST_LEVELS[len(shape)]:
+        raise InputError(f"level {needed} is not possible; give a max_level of at most {MOST_LEVELS[len(shape)]}")
 
 
 def _check_leaves(

@@ -112,6 +112,7 @@ def test_info(make: Callable[[Path], None] | None, word: str, run: Run, tmp_path
         (["--patch-size", "301"], "disc.png: patch size 301 is larger than the image of 300 x 200 px"),
         (["--budget", "3", "--max-level", "2"], "disc.png: budget 3 is below the number of roots, 20"),
         (["--max-level", "-1"], "max_level -1 is not possible"),
+        (["--max-level", "9999999999"], "max_level 9999999999 is not possible; give 0 to 30"),
     ],
 )
 def test_options_that_cannot_be(words: list[str], message: str, run: Run, image: Path, tmp_path: Path) -> None:

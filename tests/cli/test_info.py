@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from patchtree import Patcher, Tree
 from patchtree.datasets import find_data, split_data
 from patchtree.io.images import write_image, write_mask
 
-from .conftest import Run, picture, write_data
+from .conftest import TRAIN, Run, picture, write_data
 
 
 def test_an_image(run: Run, tmp_path: Path) -> None:
@@ -100,7 +102,12 @@ def test_a_data_folder_that_training_would_refuse(run: Run, tmp_path: Path) -> N
     write_mask(data / "masks" / "b.png", np.full((96, 128), 7))
     (data / "images" / "c.png").write_bytes((data / "images" / "c.png").read_bytes()[:500])
     (data / "splits.json").write_text("{}")
-    words = ["a.png: 5 x 5 pixels", "b.png: holds id 7", "c.png: ", "splits.json: has no names under 'train'"]
+    words = [
+        "a.png: 5 x 5 px, but a.png has 128 x 96 px",
+        "b.png: holds id 7",
+        "c.png: ",
+        "splits.json: has no names under 'train'",
+    ]
     result = run("info", data, "--json")
     assert result.code == 1
     [found] = result.json
@@ -109,6 +116,19 @@ def test_a_data_folder_that_training_would_refuse(run: Run, tmp_path: Path) -> N
     assert result.err.splitlines() == [f"error: {problem}" for problem in found["problems"]]
     assert found["channels"] == {"3": 3}
     assert "  problems  4\n" in run("info", data).out
+
+
+@pytest.mark.parametrize("odd", [np.zeros((96, 128), np.uint8), np.zeros((96, 128, 3), np.uint16)])
+def test_images_that_differ_in_kind(odd: NDArray[Any], run: Run, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    write_image(data / "images" / "b.png", odd)
+    assert run("train", data, "--out", tmp_path / "run", *TRAIN).code == 1
+    result = run("info", data)
+    assert result.code == 1
+    found = "1 channel of uint8" if odd.ndim == 2 else "3 channels of uint16"
+    assert result.err == (
+        f"error: {data}: a.png has 3 channels of uint8, b.png has {found}; give all images the same channels and type\n"
+    )
 
 
 def test_a_folder_that_is_neither_a_run_nor_data(run: Run, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_channels_that_do_not_fit_each_other(run: Run, two_channels: Path, tmp_p
     result = run("predict", two_channels, tmp_path, "--out", tmp_path / "out")
     assert result.code == 1
     first, second = result.err.splitlines()
-    assert "a_0001.tif: 40 x 50 pixels of uint8, but a_0000.tif is 200 x 300" in first
+    assert "a_0001.tif: 50 x 40 px of uint8, but a_0000.tif is 300 x 200 px" in first
     assert "b_0000.tif: the image has 3 channels (RGB), the run was trained on images with 2 channels" in second
 
 

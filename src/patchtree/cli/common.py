@@ -106,6 +106,10 @@ def tell_error(error: Exception, image: Path | None = None) -> None:
             message = (
                 f"{about}not enough memory ({error}); give smaller images or a smaller budget, or free some memory"
             )
+        case RuntimeError() if "DataLoader worker" in str(error):
+            message = (
+                "a worker was killed, as happens where memory runs out; give fewer --workers or a smaller --window"
+            )
         case _ if type(error).__name__ == "OutOfMemoryError":
             message = (
                 f"{about}not enough memory on the GPU; train with a smaller --batch-size, --window or --budget, "

@@ -79,6 +79,7 @@ def _data(path: Path) -> dict[str, Any]:
     problems, pixels = survey_data(dataset)
     channels: Counter[str] = Counter()
     types: Counter[str] = Counter()
+    kinds: dict[str, str] = {}
     shapes = []
     with progress("Reading", len(dataset)) as step:
         for pair in dataset.pairs:
@@ -87,10 +88,16 @@ def _data(path: Path) -> dict[str, Any]:
             except InputError as error:
                 problems.append(str(error))
             else:
-                channels[str(image.shape[2] if image.ndim == 3 else 1)] += 1
+                count = image.shape[2] if image.ndim == 3 else 1
+                channels[str(count)] += 1
                 types[image.dtype.name] += 1
+                kinds.setdefault(f"{count} channel{'s' if count > 1 else ''} of {image.dtype}", pair.image.name)
                 shapes.append(image.shape[:2])
             step()
+    # What training refuses: 8 and 16 bits mean different things, floats may be anything.
+    if len(channels) > 1 or (len(types) > 1 and types.keys() & {"uint8", "uint16"}):
+        found = ", ".join(f"{name} has {kind}" for kind, name in kinds.items())
+        problems.append(f"{path}: {found}; give all images the same channels and type")
     parts: dict[str, list[str]] = {"train": [], "val": []}
     try:
         split = split_data(dataset)

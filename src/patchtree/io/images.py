@@ -250,7 +250,9 @@ def _write(path: Path, array: NDArray[Any]) -> None:
             if array.dtype not in (np.uint8, np.uint16) or array.shape[2:] not in ((), (3,)):
                 raise InputError(f"{path}: PNG does not hold {array.shape} of {array.dtype}; name it .tif")
             if mask_suffix(array.shape) != ".png":
-                raise InputError(f"{path}: {array.shape[0]:,} x {array.shape[1]:,} is too large for PNG; name it .tif")
+                raise InputError(
+                    f"{path}: {array.shape[1]:,} x {array.shape[0]:,} px are too many for PNG; name it .tif"
+                )
             with replacing(path) as temporary:
                 temporary.write_bytes(stills.encode_png(array))
         case ".tif" | ".tiff":
