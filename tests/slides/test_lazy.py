@@ -3,6 +3,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from patchtree import Edges, InputError, Patcher, Residual, Tree, Variance, cut
-from patchtree.io.slides import SlideReadError
+from patchtree.io.slides import SlideReadError, open_slide
 from patchtree.slides import cells, lazy, opened, patch_slide, refine_slide
 from patchtree.slides.halved import Halved, threads
 from patchtree.tree import cover_level, morton
@@ -296,6 +297,18 @@ def test_the_level_that_the_pixels_add_is_what_counts(monkeypatch: pytest.Monkey
     for budget in (300, 2000):
         grown, dense = refine_slide(slide, 8, budget), Patcher(8, budget, detail="residual").plan(image)
         assert 10 * np.log10(error(grown) / error(dense)) < 0.1
+
+
+def test_a_real_slide(shared_data: Path) -> None:
+    with open_slide(shared_data / "wsi" / "CMU-1-Small-Region.svs") as slide:
+        image = slide.read(0, 0, 0, *slide.shape)
+        patches = patch_slide(Patcher(16, 1024, detail="residual"), slide)
+    dense = Patcher(16, 1024, detail="residual").plan(image)
+    errors = [
+        float(np.mean((tree.paint(pixels).astype(np.float32) - image) ** 2))
+        for tree, pixels in ((patches.tree, patches.pixels), (dense, cut(image, dense)))
+    ]
+    assert abs(10 * np.log10(errors[0] / errors[1])) < 0.1
 
 
 def test_a_part_that_cannot_be_read_is_told() -> None:
