@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -209,3 +212,55 @@ def test_regions_hold_any_values(tmp_path: Path) -> None:
         regions.put(0, values[:2, :2])
     with pytest.raises(InputError, match="cannot be created"):
         Regions.open(tmp_path / "none" / "a", (70, 50), key="")
+
+
+_KILLED = """
+import sys, time
+import numpy as np
+from pathlib import Path
+from patchtree.io.pyramids import write_class_map
+from patchtree.io.regions import Regions
+
+output, shape = Path(sys.argv[1]), (3000, 2600)
+ids = np.kron(np.random.default_rng(0).integers(0, 4, (60, 52)), np.ones((50, 50), int)).astype(np.uint8)
+regions = Regions.open(output, shape, key="a", side=512, resume=True)
+missing = list(regions.missing())
+for i in missing:
+    y0, x0, y1, x1 = regions.box(i)
+    regions.put(i, ids[y0:y1, x0:x1])
+    print(i, flush=True)
+write_class_map(output, shape, regions.read)
+regions.remove()
+print("done", flush=True)
+"""
+
+
+def killed_until_done(tmp_path: Path, kills: int) -> None:
+    """Run a writer again and again, killed at a random moment, until it comes to its end."""
+    output, plain, rng = tmp_path / "ids.tif", tmp_path / "plain.tif", np.random.default_rng(kills)
+    finished: list[str] = []
+    for _ in range(kills):
+        process = subprocess.Popen([sys.executable, "-c", _KILLED, output], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(rng.integers(1, 4))]
+        time.sleep(rng.random() * 0.03)
+        process.kill()
+        lines += process.communicate()[0].splitlines()
+        finished += [line.strip() for line in lines if line.strip()]
+        assert output.exists() <= ((tmp_path / "ids.tif.part").exists() or "done" in finished)
+    told = subprocess.run([sys.executable, "-c", _KILLED, output], stdout=subprocess.PIPE, text=True, check=True).stdout
+    again = told.split()
+    assert again[-1] == "done"
+    assert not set(again[:-1]) & set(finished) or "done" in finished
+    write = subprocess.run([sys.executable, "-c", _KILLED, plain], stdout=subprocess.PIPE, check=True)
+    assert write.returncode == 0
+    assert output.read_bytes() == plain.read_bytes()
+
+
+def test_a_killed_writer_goes_on(tmp_path: Path) -> None:
+    killed_until_done(tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_a_writer_killed_many_times_goes_on(tmp_path: Path) -> None:
+    killed_until_done(tmp_path, 20)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from patchtree.errors import InputError
 from patchtree.io.annotations import Annotations, Polygon
+from patchtree.io.colours import Colour
 from patchtree.io.simplify import Rings, simplify
 
 _MOST_CORNERS = 20_000_000  # some 2 GB while they are linked up
@@ -24,7 +25,7 @@ _MOST_CORNERS = 20_000_000  # some 2 GB while they are linked up
 def outline(
     bands: Iterable[NDArray[np.integer]],
     labels: Mapping[str, int],
-    colours: Mapping[str, tuple[int, int, int]] | None = None,
+    colours: Mapping[str, Colour] | None = None,
     tolerance: float = 0.0,
     scale: float = 1.0,
 ) -> Annotations:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from patchtree.errors import InputError
 from patchtree.files import replacing
-from patchtree.io.annotations.shapes import UNCLASSIFIED, Annotations, Colour, Drawn, Polygon, ring_area
+from patchtree.io.annotations.shapes import UNCLASSIFIED, Annotations, Drawn, Polygon, ring_area
+from patchtree.io.colours import Colour
 
 _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from patchtree.errors import InputError
+from patchtree.io.colours import Colour
 from patchtree.io.segments import meetings
 
-Colour = tuple[int, int, int]
 UNCLASSIFIED = "Unclassified"
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.errors import InputError
-from patchtree.io.annotations.shapes import UNCLASSIFIED, Colour, Drawn, ring_area
+from patchtree.io.annotations.shapes import UNCLASSIFIED, Drawn, ring_area
+from patchtree.io.colours import Colour
 
 _ASAP_AREAS = ("Polygon", "Spline", "Rectangle")
 _FREEHAND, _RECTANGLE, _ELLIPSE = "0", "1", "2"

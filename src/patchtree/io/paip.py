@@ -1,0 +1,77 @@
+"""PAIP 2019: whole slides of liver, annotations and masks of the tumour."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from patchtree.errors import InputError
+
+_VIABLE, _WHOLE = "_viable", "_whole"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A slide with what is known of it.
+
+    Attributes:
+        name: of the case.
+        slide: the image.
+        viable: mask of viable tumour.
+        whole: mask of the whole tumour, or None.
+        annotations: the polygons that the masks were drawn from (Aperio ImageScope), or None.
+    """
+
+    name: str
+    slide: Path
+    viable: Path
+    whole: Path | None = None
+    annotations: Path | None = None
+
+
+def find_cases(root: str | os.PathLike[str]) -> tuple[Case, ...]:
+    """List the cases in a folder and the folders in it: ``CASE.svs`` with ``CASE_viable.tif`` beside it.
+
+    ``CASE_whole.tif`` and ``CASE.xml`` are optional. Suffixes may be in capitals.
+
+    >>> import tempfile
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for name in ("01_01_0083.svs", "01_01_0083.xml", "01_01_0083_viable.tif"):
+    ...     (root / name).touch()
+    >>> [(case.name, case.viable.name, case.whole) for case in find_cases(root)]
+    [('01_01_0083', '01_01_0083_viable.tif', None)]
+
+    Source: Y. J. Kim et al., PAIP 2019: Liver cancer segmentation challenge, Medical Image Analysis 67, 2021.
+
+    Raises:
+        InputError: there is no such folder, no case in it, a slide without its mask or a mask without its slide.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give one that holds CASE.svs and CASE_viable.tif")
+    files = {
+        (file.parent, file.stem, file.suffix.lower()): file
+        for file in sorted(root.rglob("*"))
+        if file.suffix.lower() in (".svs", ".tif", ".tiff", ".xml") and not file.name.startswith(".")
+    }
+    cases = []
+    for (folder, name, suffix), slide in files.items():
+        if suffix != ".svs":
+            continue
+        viable, whole = (
+            files.get((folder, name + part, ".tif")) or files.get((folder, name + part, ".tiff"))
+            for part in (_VIABLE, _WHOLE)
+        )
+        if viable is None:
+            raise InputError(f"{slide}: has no mask {name}{_VIABLE}.tif beside it; add it, or move the slide elsewhere")
+        cases.append(Case(name, slide, viable, whole, files.get((folder, name, ".xml"))))
+    used = {case.viable for case in cases}
+    for (_, name, _), file in files.items():
+        if name.endswith(_VIABLE) and file not in used:
+            raise InputError(
+                f"{file}: has no slide {name.removesuffix(_VIABLE)}.svs beside it; add it, or move the mask"
+            )
+    if not cases:
+        raise InputError(f"{root}: no CASE.svs with CASE_viable.tif in it; give the folder of PAIP 2019's slides")
+    return tuple(cases)
