@@ -270,7 +270,7 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path, monkeypatch: pyt
             if __name__ == "__main__":
                 Task.on_before_optimizer_step = note
                 train(sys.argv[1], sys.argv[2], max_epochs=3, batch_size=2, patch_size=8, budget=16,
-                      detail="variance", workers=0, accelerator="cpu", devices=2, strategy="ddp", lr=1e-4)
+                      detail="variance", workers=0, accelerator="cpu", devices=2, strategy="ddp", lr=1e-4, precision="32-true")
         """)
     )
     assert run_python(str(script), data, tmp_path / "two", tmp_path / "norms.txt") == ""
@@ -280,7 +280,7 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path, monkeypatch: pyt
         norms.append(torch.nn.utils.get_total_norm([weight.grad for weight in task.parameters()]).item())
 
     monkeypatch.setattr(Task, "on_before_optimizer_step", note)
-    train(data, tmp_path / "one", max_epochs=3, batch_size=4, lr=1e-4, **SMALL)
+    train(data, tmp_path / "one", max_epochs=3, batch_size=4, lr=1e-4, precision="32-true", **SMALL)
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert [row["step"] for row in one] == [row["step"] for row in two] == ["1", "2", "3"]
     for row, twin in zip(one, two, strict=True):
@@ -339,7 +339,7 @@ def test_what_is_not_possible_is_refused(data: Path, tmp_path: Path, wrong: dict
 def test_a_loss_that_is_not_finite_ends_the_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchtree.training.loss_of_sums", lambda sums: sums.sum() * torch.nan)
+    monkeypatch.setattr("patchtree.training.loss_of_sums", lambda sums, balance: sums.sum() * torch.nan)
     with pytest.raises(InputError, match="no longer a finite number"):
         train(data, tmp_path / "run", max_epochs=1, **SMALL)
     assert not (tmp_path / "run" / WEIGHTS).exists()

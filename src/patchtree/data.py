@@ -284,7 +284,7 @@ class DataModule(lightning.LightningDataModule):
         patcher: how images become patches; its budget is replaced, see `density`.
         cache: folder for decoded images and masks, see `cache_data`. Removing it is the caller's part.
         window: side of the windows in pixels.
-        density: tokens a pixel; None chooses by the images' sizes, see `choose_density`.
+        density: tokens a pixel; None chooses by what the labels need, see `choose_density`.
         most: largest budget of a whole image.
         foreground: share of windows centred on a rare class.
         augment: augment the windows.
@@ -363,7 +363,8 @@ class DataModule(lightning.LightningDataModule):
             )
         self.dtype = images[0].image().dtype.name
         if self.density is None:
-            self.density = choose_density([image.shape for image in images])
+            shown = [(image.image(), image.mask()) for image in images[:_LOOKED_AT]]
+            self.density = choose_density(shown, self.patcher, len(self.train.labels), self.train.ignore)
         if self.mean is None or self.std is None:
             self.mean, self.std = statistics(images)
         self.windows = Windows(

@@ -11,9 +11,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +26,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, distributed
 
-from patchtree.budget import choose_density
+from patchtree.budget import choose_density, choose_window
+from patchtree.cache import cache_data
 from patchtree.data import Batch, DataModule
 from patchtree.datasets import DataSet, check_data, choose, find_data, split_data
 from patchtree.detail import Detail, from_dict, to_dict
@@ -57,6 +59,12 @@ _WARMUP = 0.05
 _CLIP = 1.0
 _DECAY = 0.999
 _HELD_OUT = 0.2
+# Of the images, to choose the budget by.
+_LOOKED_AT = 4
+# In a window: what attention and a step's time allow.
+_TOKENS = {"cpu": 300, "gpu": 1024}
+# Classes count for more than their pixels in the cross-entropy, for less than one each.
+_BALANCE = 0.5
 # What Lightning warns of although it is meant so.
 _NOISE = (
     ".*does not have many workers",
@@ -134,7 +142,7 @@ def train(
         max_epochs: epochs to train for; an epoch draws as many windows as cover the training images once.
         resume: go on with the run in `out`, if there is one. It keeps its patches, model, split and optimizer.
         patch_size: pixels on a side of a patch, ``p``; None: 16.
-        budget: tokens for an image of median area, others in proportion; None chooses by the images' size.
+        budget: tokens for an image of median area, others in proportion; None chooses by what the labels need.
         detail: where leaves are small, see `Patcher`; None: ``"residual"``.
         model: by name, see `build_model`; None: ``"patchtree:small"`` on a GPU, ``"patchtree:tiny"`` without.
         head: by name, see `build_model`.
@@ -143,7 +151,7 @@ def train(
         freeze: how many of the encoder's first blocks stay as they are, with what comes before them; -1: all of it.
         lora: rank of low-rank adapters, which are trained instead of the encoder; None: none. They are merged into the
             matrices of ``weights.safetensors``.
-        window: side of the training windows in pixels, smaller images are seen whole; None: 1024.
+        window: side of the training windows in pixels, smaller images are seen whole; None chooses by the budget.
         batch_size: windows a step and process; None: 8 on a GPU, 4 without.
         lr: highest learning rate; None chooses by the model, less for trained weights.
         layer_decay: what the rate of a block is multiplied by from one block down to the next; None: 0.75 for trained
@@ -154,7 +162,8 @@ def train(
         devices: how many, or which; this and the next three as Lightning's ``Trainer`` takes them.
         num_nodes: how many machines.
         strategy: such as ``"ddp"``.
-        precision: None: on a GPU bfloat16 where it has that, else float16, with float32 weights; on a CPU float32.
+        precision: None: on a GPU bfloat16 where it has that, else float16, with float32 weights; on a CPU
+            bfloat16 where it has instructions for it, else float32.
         progress: whether to show a progress bar; None: if standard error is a terminal.
         report: takes lines on what was chosen and how it goes.
 
@@ -210,6 +219,7 @@ def train(
             if layer_decay is not None:
                 raise InputError("layer_decay needs a model with blocks in a row, which this one has not; leave it out")
             options = replace(options, layer_decay=1.0)
+        options = _look(dataset, options, asked, accelerator, out / CACHE)
         config = _plan(dataset, options)
     else:
         config = load_config(out)
@@ -300,13 +310,16 @@ class Task(LightningModule):
     def training_step(self, batch: Batch) -> Tensor:
         """Give the loss of a batch of windows; with several processes, that of all their batches together."""
         sums = loss_sums(self.model(batch.tokens, batch.ghosts), batch.counts)
-        loss = loss_of_sums(_SumOfAll.apply(sums) if self.trainer.world_size > 1 else sums)
+        loss = loss_of_sums(_SumOfAll.apply(sums) if self.trainer.world_size > 1 else sums, _BALANCE)
         self.log("loss", loss.detach(), batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch) -> None:
         """Compare the prediction of a whole image with its mask, in pixels of the image."""
-        self.confusion.update(self.model(batch.tokens, batch.ghosts).argmax(-1), batch.counts)
+        # On a CPU prediction is in full precision, and the score is that of what is predicted.
+        with torch.autocast("cpu", enabled=False) if self.device.type == "cpu" else nullcontext():
+            found = self.model(batch.tokens, batch.ghosts).argmax(-1)
+        self.confusion.update(found, batch.counts)
 
     def on_validation_epoch_end(self) -> None:
         """Score all images together: Dice a class, and the mean of those but class 0."""
@@ -381,13 +394,11 @@ def _load_checkpoint(out: Path) -> dict[str, Any] | None:
 
 def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Options:
     """Fill in what was not asked for, from the data and the machine."""
-    shapes = [image_size(pair.image) for pair in dataset.pairs]
-    areas = [height * width for height, width in shapes]
     model = asked["model"] or ("patchtree:tiny" if accelerator == "cpu" else "patchtree:small")
     trained = pretrained(model, asked["weights"])
     values: dict[str, Any] = {
         "patch_size": 16,
-        "budget": max(1, round(choose_density(shapes) * median(areas))),
+        "budget": 1,  # and the window: see _look
         "detail": "residual",
         "model": model,
         "head": None,
@@ -407,8 +418,24 @@ def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Opt
             raise InputError(f"{name} {values[name]} is not possible; give more than 0")
     patcher = Patcher(values["patch_size"], values["budget"], detail=values["detail"])
     values["detail"] = patcher.to_dict()["detail"]
-    windows = sum(max(1.0, area / values["window"] ** 2) for area in areas) * (1 - _HELD_OUT)
-    return Options(**values, density=values["budget"] / median(areas), samples=math.ceil(windows))
+    return Options(**values, density=0.0, samples=0)
+
+
+def _look(dataset: DataSet, options: Options, asked: Mapping[str, Any], accelerator: str, cache: Path) -> Options:
+    """Choose budget and window, if they were not asked for, by a few of the images to train on and their masks."""
+    areas = [prod(image_size(pair.image)) for pair in dataset.pairs]
+    if asked["budget"] is None:
+        train, _ = split_data(dataset, _HELD_OUT, options.seed)
+        images = cache_data(replace(train, pairs=train.pairs[:_LOOKED_AT]), cache)
+        patcher = Patcher(options.patch_size, detail=from_dict(options.detail))
+        shown = [(image.image(), image.mask()) for image in images]
+        density = choose_density(shown, patcher, len(dataset.labels), dataset.ignore)
+        options = replace(options, budget=max(1, round(density * median(areas))))
+    density = options.budget / median(areas)
+    if asked["window"] is None:
+        options = replace(options, window=choose_window(density, _TOKENS["cpu" if accelerator == "cpu" else "gpu"]))
+    windows = sum(max(1.0, area / options.window**2) for area in areas) * (1 - _HELD_OUT)
+    return replace(options, density=density, samples=math.ceil(windows))
 
 
 def _plan(dataset: DataSet, options: Options) -> RunConfig:
@@ -515,6 +542,8 @@ def _tell_weights(say: Callable[[str], None], built: Built, options: Options, pa
 
 def _check_machines(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> None:
     """Let Lightning refuse what it does not know before an image is read."""
+    if accelerator == "cpu" and str(devices).isdecimal() and int(devices) > (cores := os.cpu_count() or 1):
+        raise InputError(f"devices {devices} would start as many processes on {cores} cores; give {cores} at most")
     try:
         with _quiet():
             Trainer(
@@ -546,7 +575,9 @@ def _workers(asked: int | None) -> int:
 def _precision(accelerator: str) -> Any:
     if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    return "32-true"
+    asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not there in every release of torch
+    quick = accelerator == "cpu" and any(getattr(torch.cpu, ask, bool)() for ask in asks)
+    return "bf16-mixed" if quick else "32-true"
 
 
 @contextmanager

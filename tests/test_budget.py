@@ -1,0 +1,60 @@
+"""Densities follow what labels need; windows hold about as many tokens whatever the density."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from patchtree.budget import choose_density, choose_window, with_budget
+from patchtree.patcher import Patcher
+
+PATCHER = Patcher(patch_size=16, detail="residual")
+
+
+def stripes(width: int, side: int = 1200) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """An image of stripes of a width, on a ground of coarse ones, and their mask."""
+    mask = np.broadcast_to((np.arange(side) // width % 2).astype(np.uint8), (side, side)).copy()
+    rng = np.random.default_rng(0)
+    return (mask * 100 + rng.integers(0, 9, mask.shape)).astype(np.uint8), mask
+
+
+def test_coarse_labels_need_few_tokens() -> None:
+    image, mask = stripes(400)
+    assert choose_density([(image, mask)], PATCHER, classes=2) == 1 / 4096
+    assert choose_density([(image[:900], mask[:900]), (image[:, :900], mask[:, :900])], PATCHER, classes=2) == 1 / 4096
+    assert choose_density([(image[:900, :900], mask[:900, :900])], PATCHER, classes=2) == 1 / 2400
+
+
+def test_fine_labels_need_more() -> None:
+    needed = [1 / choose_density([stripes(width)], PATCHER, classes=2) for width in (100, 6)]
+    assert needed == [4096, 1024]
+
+
+def test_no_foreground_asks_for_nothing() -> None:
+    image, mask = stripes(6)
+    assert choose_density([(image, np.zeros_like(mask))], PATCHER, classes=2) == 1 / 4096
+
+
+def test_ignored_pixels_do_not_count() -> None:
+    image, mask = stripes(6)
+    coarse = stripes(400)[1]
+    mask[:, 600:], coarse[:, :600] = coarse[:, 600:], 255
+    image[:, 600:] = stripes(400)[0][:, 600:]
+    assert choose_density([(image, mask)], PATCHER, classes=2) > choose_density(
+        [(image, coarse)], PATCHER, classes=2, ignore=255
+    )
+
+
+@pytest.mark.parametrize("density", [1 / 4096, 1 / 2400, 1 / 512])
+def test_windows_hold_the_tokens_asked_for(density: float) -> None:
+    side = choose_window(density, tokens=300)
+    assert side % 64 == 0
+    assert side == 1024 or 0.7 < density * side**2 / 300 < 1.4
+
+
+def test_budget_is_in_proportion_within_bounds() -> None:
+    assert with_budget(PATCHER, (1024, 1024), density=1 / 4096).budget == 256
+    assert with_budget(PATCHER, (10, 10), density=1 / 4096, least=64).budget == 64
+    assert with_budget(Patcher(max_level=0), (100, 100), density=1e-9).budget == 49
+    assert with_budget(Patcher(), (10**5, 10**5), density=1, most=100).budget == 100
