@@ -159,7 +159,7 @@ def test_other_models_resume_and_predict(options: dict[str, Any], data: Path, tm
     options = {**options, "max_epochs": 3, "batch_size": 2, **SMALL}
     lines: list[str] = []
     one = train(data, tmp_path / "one", report=lines.append, **options)
-    assert lines[3].startswith("weights: random, --weights FILE or --weights pretrained begins with trained ones")
+    assert lines[3].startswith("weights: random, --weights begins with trained ones; learning rate")
 
     def report(line: str) -> None:
         if line.startswith("step 2, "):
@@ -270,7 +270,8 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path, monkeypatch: pyt
             if __name__ == "__main__":
                 Task.on_before_optimizer_step = note
                 train(sys.argv[1], sys.argv[2], max_epochs=3, batch_size=2, patch_size=8, budget=16,
-                      detail="variance", workers=0, accelerator="cpu", devices=2, strategy="ddp", lr=1e-4, precision="32-true")
+                      detail="variance", workers=0, accelerator="cpu", devices=2, strategy="ddp", lr=1e-4,
+                      precision="32-true")
         """)
     )
     assert run_python(str(script), data, tmp_path / "two", tmp_path / "norms.txt") == ""
