@@ -42,8 +42,12 @@ ORDER = (
 )
 CORE = ORDER[: ORDER.index("tokens")]
 TORCH = {"torch", "torchvision", "torchmetrics", "timm", "lightning", "monai"}
-# Tree.paint(values) is patches.paint(values, tree), where a user looks for it.
-EXCEPTIONS = {("tree", "Tree.paint", "patches")}
+# Tree.paint(values) is patches.paint(values, tree), and Patcher(slide) is patch_slide, where a user looks for them.
+EXCEPTIONS = {
+    ("tree", "Tree.paint", "patches"),
+    ("patcher", "Patcher.__call__", "io"),
+    ("patcher", "Patcher.__call__", "slides"),
+}
 
 # The package's own __init__ names everything, so it stands outside the order.
 MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")

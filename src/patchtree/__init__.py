@@ -13,6 +13,7 @@ from patchtree.tree import Tree
 
 if TYPE_CHECKING:
     from patchtree.io.images import read_image, read_mask
+    from patchtree.io.slides import open_slide
     from patchtree.models.adapt import adapt
     from patchtree.models.choose import build_model
     from patchtree.models.mosaic import through_mosaic
@@ -35,6 +36,7 @@ __all__ = [
     "count_labels",
     "cut",
     "mosaic",
+    "open_slide",
     "paint",
     "read_image",
     "read_mask",
@@ -53,6 +55,7 @@ _LAZY = {
     "build_model": "patchtree.models.choose",
     "collate": "patchtree.tokens",
     "mosaic": "patchtree.tokens",
+    "open_slide": "patchtree.io.slides",
     "read_image": "patchtree.io.images",
     "read_mask": "patchtree.io.images",
     "through_mosaic": "patchtree.models.mosaic",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from patchtree.errors import InputError
 
 # A full disk, a quota used up, a file system (or a limit) that takes no larger file.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TEMPORARY = re.compile(r"\.(?P<stem>.+)-[0-9a-f]{8}(?P<suffix>\.[^.]*)?")
 
 
 @contextmanager
@@ -53,3 +55,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Remove what writers of files left under temporary names when they were killed.
+
+    Not while another process may be writing the same files.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in (".answer-0123abcd.txt", ".other-0123abcd.txt"):
+    ...     (folder / name).touch()
+    >>> sweep([folder / "answer.txt"])
+    >>> [file.name for file in folder.iterdir()]
+    ['.other-0123abcd.txt']
+    """
+    names: dict[Path, set[str]] = {}
+    for path in map(Path, paths):
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, wanted in names.items():
+        for file in folder.glob(".*"):
+            match = _TEMPORARY.fullmatch(file.name)
+            if match and match["stem"] + (match["suffix"] or "") in wanted:
+                file.unlink(missing_ok=True)

@@ -203,12 +203,12 @@ class States:
 
     def done(self, name: str, key: str) -> dict[str, Any] | None:
         """Give the result of what was finished with the same fingerprint; None if it was not."""
-        state = _load(self._file(name))
+        state = _load(self.file(name))
         return state["result"] if state and state["state"] == "done" and state["key"] == key else None
 
     def begin(self, name: str) -> None:
         """Forget what was known of an input: its outputs are about to change."""
-        self._file(name).unlink(missing_ok=True)
+        self.file(name).unlink(missing_ok=True)
 
     def finish(self, name: str, path: str, key: str, result: dict[str, Any]) -> None:
         """Remember that all outputs of an input are written."""
@@ -219,10 +219,11 @@ class States:
         self._write(name, {"state": "failed", "input": path, "key": key, "reason": reason})
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
-        with replacing(self._file(name)) as temporary:
+        with replacing(self.file(name)) as temporary:
             temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
 
-    def _file(self, name: str) -> Path:
+    def file(self, name: str) -> Path:
+        """Give where the state of an input is kept."""
         return self.folder / f"{name}.json"
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -20,6 +20,9 @@ from patchtree.files import replacing
 from patchtree.patches import cut
 from patchtree.refine import refine
 from patchtree.tree import MOST_LEVELS, Tree
+
+if TYPE_CHECKING:
+    from patchtree.io.slides import Slide
 
 _LARGEST = 1 << 16
 
@@ -131,19 +134,30 @@ class Patcher:
         as_detail(self.detail)
 
     def __call__(
-        self, image: ArrayLike, origin: tuple[int, ...] | None = None, extent: tuple[int, ...] | None = None
+        self, image: ArrayLike | Slide, origin: tuple[int, ...] | None = None, extent: tuple[int, ...] | None = None
     ) -> Patches:
         """Plan the tree of an image and cut it.
 
         Args:
-            image: ``(H, W)`` or ``(H, W, C)``; with ``ndim=3`` ``(D, H, W)`` or ``(D, H, W, C)``.
+            image: ``(H, W)`` or ``(H, W, C)``; with ``ndim=3`` ``(D, H, W)`` or ``(D, H, W, C)``; or a slide that
+                `open_slide` gave, of which only what is opened is read (`patchtree.slides.patch_slide`).
             origin: where the image lies in a larger one, in pixels; None: it is whole.
             extent: shape of that larger image in pixels.
 
         Raises:
-            InputError: the image's shape or type cannot be split, it holds NaN or infinity, or the budget is below the
-                number of roots.
+            InputError: the image's shape or type cannot be split, it holds NaN or infinity, the budget is below the
+                number of roots, or the slide cannot be read.
         """
+        if not isinstance(image, np.ndarray):
+            from patchtree.io.slides import Slide
+            from patchtree.slides import patch_slide
+
+            if isinstance(image, Slide):
+                if self.ndim != 2:
+                    raise InputError(
+                        f"{image.path}: a slide cannot be split in {self.ndim}-D; make the Patcher with ndim=2"
+                    )
+                return replace(patch_slide(self, image), origin=origin, extent=extent)
         image = np.asarray(image)
         tree = self.plan(image)
         return Patches(cut(image, tree), tree, origin, extent)

@@ -52,9 +52,37 @@ def show(image: NDArray[Any], tree: Tree, max_side: int = 1600) -> NDArray[np.ui
         image = image[middle]
         crossed = (boxes[:, 0] <= middle) & (middle < boxes[:, 3])
         boxes, level = boxes[crossed][:, (1, 2, 4, 5)], level[crossed]
+    return _draw(image, boxes, tree.patch_size << level.astype(np.int64), image.shape[:2], max_side)
+
+
+def show_small(picture: NDArray[Any], tree: Tree, max_side: int = 1600) -> NDArray[np.uint8]:
+    """Draw the outlines of the leaves on a small picture of the whole image, such as a slide's thumbnail.
+
+    >>> show_small(np.zeros((400, 600)), Tree.uniform((40000, 60000), 16, level=4)).shape
+    (800, 1200, 3)
+
+    Args:
+        picture: ``(h, w)`` or ``(h, w, C)``, shown as `show` does.
+        tree: a tree of the whole image, in 2-D.
+        max_side: as for `show`.
+
+    Returns:
+        As from `show`.
+    """
+    return _draw(picture, tree.boxes(), tree.sizes(), tree.shape, max_side)
+
+
+def _draw(
+    image: NDArray[Any],
+    boxes: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    shape: tuple[int, ...],
+    max_side: int,
+) -> NDArray[np.uint8]:
+    """Draw leaves, given in pixels of an image of a shape, on a picture of that image."""
     picture = _resize(_first_channels(image), max_side)
-    scale = (picture.shape[0] / image.shape[0], picture.shape[1] / image.shape[1])
-    cover = _outlines(boxes, tree.patch_size << level.astype(np.int64), image.shape[:2], picture.shape[:2], scale)
+    scale = (picture.shape[0] / shape[0], picture.shape[1] / shape[1])
+    cover = _outlines(boxes, sizes, shape, picture.shape[:2], scale)
     colours = _eight_bit(picture)
     share = cover[..., None] * np.float32(1 / 255)
     return np.rint(colours + share * (_LINE - colours)).astype(np.uint8)

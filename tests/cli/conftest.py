@@ -64,6 +64,11 @@ def run_process(*words: object, **options: Any) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def outputs(folder: Path) -> list[str]:
+    """What a job wrote, by name, but for its states; nothing where there is no folder."""
+    return sorted(path.name for path in folder.glob("*") if path.name != ".patchtree")
+
+
 def picture(height: int = 200, width: int = 300, seed: int = 0) -> NDArray[np.uint8]:
     """A tissue-like image: a textured disc on an even ground, (H, W, 3)."""
     rng = np.random.default_rng(seed)

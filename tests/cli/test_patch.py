@@ -13,7 +13,7 @@ from patchtree.cli.patch import measure_psnr
 from patchtree.io.images import read_image, write_image
 from patchtree.show import show
 
-from .conftest import Run, picture, run_process
+from .conftest import Run, outputs, picture, run_process
 
 
 def test_patches_picture_and_figures(run: Run, image: Path, tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_patches_picture_and_figures(run: Run, image: Path, tmp_path: Path) -> N
     assert (result.code, result.err) == (0, "")
     [figures] = result.json
     out = tmp_path / "new" / "out"
-    assert sorted(path.name for path in out.iterdir()) == ["disc.npz", "disc_leaves.png"]
+    assert outputs(out) == ["disc.npz", "disc_leaves.png"]
     assert figures["files"] == [str(out / "disc.npz"), str(out / "disc_leaves.png")]
     pixels = read_image(image)
     expected = Patcher(budget=100)(pixels)
@@ -102,7 +102,7 @@ def test_one_bad_image_among_good_ones(run: Run, image: Path, tmp_path: Path) ->
     assert len(lines) == 2
     assert all(line.startswith("error: ") for line in lines)
     assert {name for name in ("bad.png", "missing.png") for line in lines if name in line} == {"bad.png", "missing.png"}
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(outputs(tmp_path / "out")) == 4
 
 
 def test_images_of_one_stem_do_not_overwrite_each_other(run: Run, image: Path, tmp_path: Path) -> None:

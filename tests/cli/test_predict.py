@@ -12,7 +12,7 @@ from patchtree.inference import load
 from patchtree.io.images import read_image, read_mask, write_image
 from untrained import untrained_run
 
-from .conftest import Run, Trained, picture, run_process
+from .conftest import Run, Trained, outputs, picture, run_process
 
 
 def test_masks_of_the_images_own_size(run: Run, trained: Trained, tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_probabilities_and_flips(run: Run, trained: Trained, tmp_path: Path) -> 
     expected = load(trained.run).probabilities(read_image(path), flips=True)
     np.testing.assert_allclose(shares, expected, atol=1e-6)
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), expected.argmax(-1))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "a_probabilities.tif"]
+    assert outputs(tmp_path) == ["a.png", "a_probabilities.tif"]
 
 
 def test_images_too_large_for_png(run: Run, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_files_of_one_channel_each_are_one_image(run: Run, two_channels: Path, t
     assert [figures["image"] for figures in result.json] == [
         str(tmp_path / name) for name in ("a_0000.tif", "b_0000.tif", "c_0000.tif", "d.tif")
     ]
-    assert sorted(path.name for path in out.iterdir()) == ["a.png", "b.png", "c_0000.png", "d.png"]
+    assert outputs(out) == ["a.png", "b.png", "c_0000.png", "d.png"]
     image = np.stack([read_image(tmp_path / f"a_{channel:04}.tif") for channel in (0, 1)], axis=-1)
     np.testing.assert_array_equal(read_mask(out / "a.png"), load(two_channels)(image))
 
@@ -98,7 +98,7 @@ def test_frames_that_hold_all_channels_are_images_of_their_own(run: Run, two_cha
     result = run("predict", two_channels, tmp_path, "--out", tmp_path / "out")
     assert (result.code, result.err.count("\n")) == (1, 1)
     assert f"{tmp_path / 'frame_0000.tif'}: " in result.err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frame_0001.png", "frame_0002.png"]
+    assert outputs(tmp_path / "out") == ["frame_0001.png", "frame_0002.png"]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_channel_that_is_missing_is_named(
     result = run("predict", two_channels, tmp_path, "--out", tmp_path / "out")
     assert (result.code, result.err.count("\n")) == (1, 1)
     assert result.err.startswith(f"error: {tmp_path / missing}: is missing, an image has 2 channels")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]
+    assert outputs(tmp_path / "out") == ["b.png"]
 
 
 def test_channels_that_do_not_fit_each_other(run: Run, two_channels: Path, tmp_path: Path) -> None:

@@ -10,17 +10,20 @@ import threading
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
 from patchtree.errors import InputError
+
+if TYPE_CHECKING:
+    from patchtree.jobs import Input
 
 P = ParamSpec("P")
 
@@ -33,6 +36,24 @@ _QUIET = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWa
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of images.")]
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="IMAGE...", help="Images, slides, folders of them, quoted patterns, URLs."),
+]
+Manifest = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.csv", help="Also do what a table names: columns path and, if any, mpp, name."),
+]
+Mpp = Annotated[
+    float | None, typer.Option(help="Micrometres a pixel of the finest level, in place of what the files say.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Skip what was finished with the same options; do again what failed.")
+]
+NumParts = Annotated[int, typer.Option(help="Share the inputs out among so many calls, such as those of a job array.")]
+PartId = Annotated[int | None, typer.Option(help="Which of those parts to do, from 0.")]
+Workers = Annotated[int | None, typer.Option(help="Threads that read a slide. (default one a core)")]
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that patchtree train wrote.")]
 Flips = Annotated[bool, typer.Option("--flips", help="Average over the image and its mirror images; 4 times slower.")]
@@ -83,7 +104,7 @@ def tell(message: str, kind: str) -> None:
     typer.echo(message, err=True)
 
 
-def tell_error(error: Exception, image: Path | None = None) -> None:
+def tell_error(error: Exception, image: str | Path | None = None) -> None:
     """Print an exception as one line on stderr, with its traceback before it where that was asked for.
 
     Args:
@@ -92,6 +113,11 @@ def tell_error(error: Exception, image: Path | None = None) -> None:
     """
     if DEBUG.get():
         traceback.print_exception(error)
+    tell(explain(error, image), kind="error")
+
+
+def explain(error: Exception, image: str | Path | None = None) -> str:
+    """Say what went wrong and what to do; arguments as those of `tell_error`."""
     about = f"{image}: " if image else ""
     match error:
         case InputError():
@@ -120,7 +146,7 @@ def tell_error(error: Exception, image: Path | None = None) -> None:
                 f"{about}unexpected {type(error).__name__}: {error}; this is a bug in patchtree, "
                 "please report it with what the same command prints with --debug"
             )
-    tell(message, kind="error")
+    return message
 
 
 @contextmanager
@@ -219,27 +245,59 @@ def find_images(paths: Sequence[Path]) -> tuple[list[Path], int]:
     return list(found), missed
 
 
+def gather_inputs(paths: Sequence[str] | None, manifest: Path | None) -> tuple[list[Input], int]:
+    """List what to work on; tells what is wrong with each path that names nothing, and counts those.
+
+    Raises:
+        InputError: nothing was named.
+    """
+    from patchtree.jobs import find_inputs
+
+    if not paths and manifest is None:
+        raise InputError("nothing to do; name images, slides, folders or patterns, or give a --manifest")
+    inputs, errors = find_inputs(paths or [], manifest)
+    for error in errors:
+        tell_error(error)
+    return inputs, len(errors)
+
+
 @dataclass(frozen=True)
 class Job:
     """One image of many, and what is to be done to it.
 
     Attributes:
         files: the image, or its channels.
-        outputs: what is written.
+        outputs: what is written; its state is kept under the name of the first.
         work: does it; gives what ``--json`` prints.
+        settings: what the outputs depend on, in values that JSON knows.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[str | Path, ...]
     outputs: tuple[Path, ...]
     work: Callable[[], dict[str, Any]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What its state is kept under."""
+        return self.outputs[0].stem
 
 
 def do_jobs(
-    label: str, jobs: Sequence[Job], out: Path, describe: Callable[[dict[str, Any]], str], json: bool, failed: int
+    label: str,
+    jobs: Sequence[Job],
+    out: Path,
+    describe: Callable[[dict[str, Any]], str],
+    json: bool,
+    failed: int,
+    resume: bool = False,
+    num_parts: int = 1,
+    part_id: int | None = None,
 ) -> None:
     """Work on images one after the other: whatever is wrong with one is told, and the rest is done.
 
-    Warnings that several images share are told once, at the end, with their number.
+    Warnings that several images share are told once, at the end, with their number. What became of each is kept in the
+    folder of outputs, see `patchtree.jobs.States`.
 
     Args:
         label: of the progress bar.
@@ -248,17 +306,37 @@ def do_jobs(
         describe: makes the words for a person.
         json: print JSON instead.
         failed: images that failed before.
+        resume: skip what is done.
+        num_parts: do only one of so many parts of the jobs.
+        part_id: which, from 0.
 
     Raises:
-        InputError: an input, or the output of another image, would be overwritten; nothing is done then.
+        InputError: an input, or the output of another image, would be overwritten; there is no such part; or `out`
+            cannot be written to. Nothing is done then.
         typer.Exit: an image failed.
     """
+    from patchtree.files import sweep
+    from patchtree.jobs import States, fingerprint, take_part
+
+    if num_parts != 1 and part_id is None:
+        raise InputError(f"--num-parts {num_parts} needs --part-id, from 0 to {num_parts - 1}")
     _check_outputs(jobs)
-    if jobs:
-        make_folder(out)
-    results = []
-    files: tuple[Path, ...] = ()
-    warned: dict[str, dict[Path, None]] = {}
+    jobs = take_part(jobs, num_parts, part_id or 0)
+    if not jobs:
+        _conclude([], json, failed)
+        return
+    states = States.open(make_folder(out))
+    keys = [fingerprint(job.settings, job.files) for job in jobs]
+    results: list[dict[str, Any] | None] = [
+        states.done(job.name, key) if resume and all(output.exists() for output in job.outputs) else None
+        for job, key in zip(jobs, keys, strict=True)
+    ]
+    todo = [at for at, result in enumerate(results) if result is None]
+    sweep(file for at in todo for file in (*jobs[at].outputs, states.file(jobs[at].name)))
+    if len(todo) < len(jobs) and not json:
+        typer.echo(f"{len(jobs) - len(todo):,} of {len(jobs):,} were done before and are skipped")
+    files: tuple[str | Path, ...] = ()
+    warned: dict[str, dict[str | Path, None]] = {}
 
     def gather(message: Warning | str, *_: Any, **__: Any) -> None:
         text = str(message)
@@ -267,17 +345,22 @@ def do_jobs(
         warned.setdefault(text, {})[files[0]] = None
 
     try:
-        with warnings.catch_warnings(), progress(label, len(jobs)) as step:
+        with warnings.catch_warnings(), progress(label, len(todo)) as step:
             warnings.showwarning = gather
-            for job in jobs:
-                files = job.files
+            for at in todo:
+                job, files = jobs[at], jobs[at].files
                 try:
+                    states.begin(job.name)
                     result = job.work()
+                    states.finish(job.name, str(files[0]), keys[at], result)
                 except Exception as error:
                     failed += 1
                     tell_error(error, files[0])
+                    # Where not even this can be written, it was told; what is not done is done again.
+                    with suppress(InputError, OSError):
+                        states.fail(job.name, str(files[0]), keys[at], explain(error, files[0]))
                 else:
-                    results.append(result)
+                    results[at] = result
                     if not json:
                         typer.echo(describe(result))
                 step()
@@ -285,6 +368,11 @@ def do_jobs(
         for text, images in warned.items():
             more = f" and {len(images) - 1} more image{'s' if len(images) > 2 else ''}" if len(images) > 1 else ""
             warnings.warn(f"{next(iter(images))}{more}: {text}", stacklevel=2)
+    _conclude([result for result in results if result is not None], json, failed)
+
+
+def _conclude(results: Sequence[dict[str, Any]], json: bool, failed: int) -> None:
+    """Print results as JSON where that is wanted, and fail where something failed."""
     if json:
         print_json(results)
     if failed:
@@ -294,13 +382,16 @@ def do_jobs(
 def _check_outputs(jobs: Sequence[Job]) -> None:
     """Make sure that what is written overwrites neither an input nor the output of another input."""
     writers = Counter(path for job in jobs for path in job.outputs)
-    inputs = {file.resolve() for job in jobs for file in job.files}
+    names = Counter(job.name for job in jobs)
+    inputs = {Path(file).resolve() for job in jobs for file in job.files}
     for job in jobs:
         for path in job.outputs:
-            if writers[path] > 1:
-                both = [str(other.files[0]) for other in jobs if path in other.outputs][:2]
+            if writers[path] > 1 or names[job.name] > 1:
+                twins = (other for other in jobs if path in other.outputs or other.name == job.name)
+                both = [str(other.files[0]) for other in twins][:2]
                 raise InputError(
-                    f"{' and '.join(both)} would both be written to {path}; run them with different --out folders"
+                    f"{' and '.join(both)} would both be written to {path}; run them with different --out folders, "
+                    "or give them names in a --manifest"
                 )
             if path.resolve() in inputs:
                 raise InputError(
@@ -330,6 +421,15 @@ def describe_size(shape: Sequence[int]) -> str:
     """
     channels = shape[2] if len(shape) > 2 else 1
     return f"{shape[1]:,} x {shape[0]:,} px, {channels} channel{'s' if channels > 1 else ''}"
+
+
+def describe_mpp(mpp: Sequence[float] | None) -> str:
+    """Say how large a pixel is, after what else there is to say; nothing where it is not known.
+
+    >>> describe_mpp([0.25, 0.25]), describe_mpp([0.25, 0.5]), describe_mpp(None)
+    (', 0.25 µm a pixel', ', 0.25 x 0.5 µm a pixel', '')
+    """
+    return f", {' x '.join(dict.fromkeys(f'{size:.4g}' for size in mpp))} µm a pixel" if mpp else ""
 
 
 def parse_time(text: str) -> float:

@@ -1,7 +1,8 @@
-"""`patchtree patch`: images in, patches and pictures out."""
+"""`patchtree patch`: images and slides in, patches and pictures out."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -9,7 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchtree.cli.common import DetailName, Images, Job, Json, describe_size, do_jobs, find_images, given, verb
+from patchtree.cli.common import (
+    DetailName,
+    Inputs,
+    Job,
+    Json,
+    Manifest,
+    Mpp,
+    NumParts,
+    PartId,
+    Resume,
+    Workers,
+    describe_mpp,
+    describe_size,
+    do_jobs,
+    gather_inputs,
+    given,
+    verb,
+)
 from patchtree.errors import InputError
 from patchtree.patcher import Patcher, Patches
 from patchtree.patches import cut
@@ -17,14 +35,20 @@ from patchtree.patches import cut
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from patchtree.io.slides import Slide
+    from patchtree.jobs import Input
+    from patchtree.tree import Tree
+
 _STRIP_ROWS = 1024
 _BLOCKS = 30
+_PICTURE_SIDE = 1600
+_CHILDREN = 4
 
 
 @verb
 def patch(
-    images: Images,
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    images: Inputs = None,
     patch_size: Annotated[
         int | None, typer.Option(help=f"Pixels on a side of a patch. (default {Patcher.patch_size})")
     ] = None,
@@ -41,9 +65,18 @@ def patch(
     balanced: Annotated[
         bool, typer.Option("--balanced", help="Neighbouring leaves differ by at most one level.")
     ] = False,
+    mpp: Mpp = None,
+    min_mpp: Annotated[
+        float | None, typer.Option(help="Micrometres a pixel of the finest patches wanted of a slide.")
+    ] = None,
+    manifest: Manifest = None,
+    resume: Resume = False,
+    num_parts: NumParts = 1,
+    part_id: PartId = None,
+    workers: Workers = None,
     json: Json = False,
 ) -> None:
-    """Split images into adaptive patches.
+    """Split images and slides into adaptive patches.
 
     For each image writes STEM.npz (patches and tree) and STEM_leaves.png (the
     leaves drawn on the image), and says how many patches there are, how large
@@ -51,7 +84,11 @@ def patch(
     image (PSNR of painting them back; in JSON null where they show it exactly),
     and where the time went. (`patchtree train` refines by residual.)
 
-    Example: patchtree patch slide.tif photos/ --out patches --budget 4096 --detail residual
+    A slide is read only where there is something to see. Instead of the PSNR,
+    which would take reading all of it, the share that was read and the share of
+    tissue are given.
+
+    Example: patchtree patch slides/ "more/*.svs" --out patches --budget 16384 --detail residual --resume
     """
     options = given(
         patch_size=patch_size,
@@ -62,13 +99,51 @@ def patch(
         balanced=balanced,
     )
     patcher = Patcher(**options)
-    paths, failed = find_images(images)
+    inputs, failed = gather_inputs(images, manifest)
+    settings = {**patcher.to_dict(), "min_mpp": min_mpp}
     jobs = []
-    for path in paths:
-        outputs = out / f"{path.stem}.npz", out / f"{path.stem}_leaves.png"
-        work = partial(patch_image, path, patcher, *outputs, must_fit=patch_size is not None)
-        jobs.append(Job((path,), outputs, work))
-    do_jobs("Patching", jobs, out, _describe, json, failed)
+    for one in inputs:
+        one = one if one.mpp is not None else replace(one, mpp=mpp)
+        outputs = out / f"{one.name}.npz", out / f"{one.name}_leaves.png"
+        work = partial(
+            patch_input, one, patcher, *outputs, min_mpp=min_mpp, workers=workers, must_fit=patch_size is not None
+        )
+        jobs.append(Job((one.path,), outputs, work, {**settings, "mpp": one.mpp}))
+    do_jobs("Patching", jobs, out, _describe, json, failed, resume, num_parts, part_id)
+
+
+def patch_input(
+    source: Input,
+    patcher: Patcher,
+    arrays: Path,
+    picture: Path,
+    min_mpp: float | None = None,
+    workers: int | None = None,
+    must_fit: bool = False,
+) -> dict[str, Any]:
+    """Patch an image or a slide, write what comes of it, and measure it.
+
+    Args:
+        source: the image or slide.
+        patcher: what to do with it.
+        arrays: where the patches go.
+        picture: where the picture of the leaves goes.
+        min_mpp: micrometres a pixel of the finest patches wanted, which makes any image a slide.
+        workers: threads that read a slide.
+        must_fit: refuse what is smaller than one patch.
+
+    Returns:
+        What ``patch --json`` prints of it.
+    """
+    from patchtree.io.images import IMAGE_SUFFIXES
+    from patchtree.io.slides import is_slide, open_slide
+
+    # What only looks like a slide is opened as one, to be told what is wrong with it.
+    like_an_image = Path(source.path).suffix.lower() in IMAGE_SUFFIXES and not is_slide(source.path)
+    if min_mpp is None and like_an_image:
+        return patch_image(Path(source.path), patcher, arrays, picture, must_fit)
+    with open_slide(source.path, source.mpp) as slide:
+        return patch_slide(slide, patcher, arrays, picture, min_mpp, workers, must_fit)
 
 
 def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path, must_fit: bool = False) -> dict[str, Any]:
@@ -89,12 +164,8 @@ def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path, must_
     from patchtree.io.images import image_size, read_image, write_image
     from patchtree.show import show
 
-    height, width = image_size(path)
-    if must_fit and patcher.patch_size > max(height, width):
-        raise InputError(
-            f"{path}: patch size {patcher.patch_size} is larger than the image of {width:,} x {height:,} px; "
-            f"give at most {max(height, width)}"
-        )
+    if must_fit:
+        _check_fit(path, patcher, image_size(path))
     times = [perf_counter()]
     image = read_image(path)
     times.append(perf_counter())
@@ -107,21 +178,60 @@ def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path, must_
     times.append(perf_counter())
     patches.save(arrays)
     write_image(picture, show(image, tree))
-    side = tree.patch_size
-    uniform = -(-height // side) * -(-width // side)
-    sizes, counts = np.unique(tree.sizes(), return_counts=True)
     psnr = measure_psnr(image, patches)
     return {
         "image": str(path),
         "shape": list(image.shape),
         "dtype": str(image.dtype),
-        "patches": len(tree),
-        "patch_size": side,
-        "uniform": uniform,
-        "reduction": uniform / len(tree),
-        "leaves": {str(size): int(count) for size, count in zip(sizes, counts, strict=True)},
+        **_count(tree),
         "psnr": psnr if np.isfinite(psnr) else None,
         "seconds": {name: times[at + 1] - times[at] for at, name in enumerate(("read", "plan", "cut"))},
+        "files": [str(arrays), str(picture)],
+    }
+
+
+def patch_slide(
+    slide: Slide,
+    patcher: Patcher,
+    arrays: Path,
+    picture: Path,
+    min_mpp: float | None = None,
+    workers: int | None = None,
+    must_fit: bool = False,
+) -> dict[str, Any]:
+    """Patch a slide, write what comes of it, and measure it; arguments as those of `patch_input`."""
+    from patchtree.io.images import write_image
+    from patchtree.io.slides import need_mpp
+    from patchtree.show import show_small
+    from patchtree.slides import patch_slide
+    from patchtree.slides.metered import Metered
+    from patchtree.slides.thumbnail import thumbnail
+
+    if must_fit:
+        _check_fit(slide.path, patcher, slide.shape)
+    mpp = need_mpp(slide, "sizes are in pixels")
+    times = [perf_counter()]
+    metered = Metered(slide)
+    try:
+        patches = patch_slide(patcher, metered, min_mpp, workers=workers)
+    except InputError as error:
+        raise error if str(error).startswith(slide.path) else InputError(f"{slide.path}: {error}") from error
+    tree = patches.tree
+    times.append(perf_counter())
+    patches.save(arrays)
+    times.append(perf_counter())
+    write_image(picture, show_small(thumbnail(slide, 2 * _PICTURE_SIDE), tree, _PICTURE_SIDE))
+    times.append(perf_counter())
+    return {
+        "image": slide.path,
+        "kind": slide.kind,
+        "shape": [*slide.shape, slide.channels],
+        "dtype": str(slide.dtype),
+        "mpp": None if mpp is None else list(mpp),
+        **_count(tree),
+        **_measure_tissue(tree, patcher),
+        "read": metered.pixels / (slide.shape[0] * slide.shape[1]),
+        "seconds": {name: times[at + 1] - times[at] for at, name in enumerate(("patch", "save", "draw"))},
         "files": [str(arrays), str(picture)],
     }
 
@@ -156,22 +266,78 @@ def measure_psnr(image: NDArray[Any], patches: Patches) -> float:
     return float(10 * np.log10(peak**2 * image.size / squares))
 
 
+def _check_fit(path: str | Path, patcher: Patcher, shape: tuple[int, int]) -> None:
+    """Refuse what is smaller than one patch."""
+    height, width = shape
+    if patcher.patch_size > max(height, width):
+        raise InputError(
+            f"{path}: patch size {patcher.patch_size} is larger than the image of {width:,} x {height:,} px; "
+            f"give at most {max(height, width)}"
+        )
+
+
+def _count(tree: Tree) -> dict[str, Any]:
+    """Count the leaves of each size, and the patches that there would be if all were of the finest."""
+    import numpy as np
+
+    side = tree.patch_size
+    uniform = -(-tree.shape[0] // side) * -(-tree.shape[1] // side)
+    sizes, counts = np.unique(tree.sizes(), return_counts=True)
+    return {
+        "patches": len(tree),
+        "patch_size": side,
+        "uniform": uniform,
+        "reduction": uniform / len(tree),
+        "leaves": {str(size): int(count) for size, count in zip(sizes, counts, strict=True)},
+    }
+
+
+def _measure_tissue(tree: Tree, patcher: Patcher) -> dict[str, Any]:
+    """Give the share of cells that were opened, of the finest size at which those that were not are known to be empty.
+
+    That is so where there were leaves enough to open all that came up, or where leaves were left over.
+    """
+    from patchtree.slides import opened
+    from patchtree.tree import cover_level
+
+    level = cover_level(tree.shape, tree.patch_size) if patcher.max_level is None else patcher.max_level
+    finest = int(tree.level.min()) + 1
+    budget = patcher.budget
+    if level < finest:  # nothing was opened, or there was nothing to open
+        return {"tissue": 0.0 if level and tree.level.min() == level else None, "tissue_cell": tree.patch_size << level}
+    if budget is None or len(tree) <= budget - _CHILDREN:
+        level = finest
+    while level > finest and _CHILDREN**2 * opened(tree, level).sum() <= len(tree):
+        level -= 1
+    return {"tissue": float(opened(tree, level).mean()), "tissue_cell": tree.patch_size << level}
+
+
 def _describe(result: dict[str, Any]) -> str:
-    """Say in a few lines what became of an image."""
+    """Say in a few lines what became of an image or a slide."""
     side, count = result["patch_size"], result["patches"]
     times = result["seconds"]
-    psnr = "exact (inf dB)" if result["psnr"] is None else f"{result['psnr']:.2f} dB PSNR"
+    mpp = result.get("mpp")
     most = max(result["leaves"].values())
     lines = [
-        f"{result['image']}: {describe_size(result['shape'])}, {result['dtype']}",
+        f"{result['image']}: {describe_size(result['shape'])}, {result['dtype']}{describe_mpp(mpp)}",
         f"  patches  {count:,} of {side} x {side} px; "
         f"{result['uniform']:,} if they were uniform ({result['reduction']:.3g} times)",
     ]
     for at, (size, number) in enumerate(result["leaves"].items()):
         bar = "█" * max(1, round(_BLOCKS * number / most))
-        lines.append(f"  {'leaves' if at == 0 else '':7}{size:>6} px {number:>9,}  {bar}")
+        scale = f"{int(size) // side * mpp[0]:>8.3g} µm/px" if mpp else ""
+        lines.append(f"  {'leaves' if at == 0 else '':7}{size:>6} px{scale} {number:>9,}  {bar}")
+    if "psnr" in result:
+        psnr = "exact (inf dB)" if result["psnr"] is None else f"{result['psnr']:.2f} dB PSNR"
+        lines.append(f"  painted  {psnr}")
+    else:
+        tissue = "not known" if result["tissue"] is None else f"{result['tissue']:.1%} of the slide"
+        lines += [
+            f"  tissue   {tissue}, in cells of {result['tissue_cell']:,} px",
+            f"  read     {result['read']:.2%} as many pixels as the finest level has",
+            "  painted  not compared: it would take reading all of the finest level",
+        ]
     lines += [
-        f"  painted  {psnr}",
         f"  time     {sum(times.values()):.3f} s: " + ", ".join(f"{name} {time:.3f}" for name, time in times.items()),
         f"  wrote    {', '.join(result['files'])}",
     ]

@@ -100,6 +100,9 @@ def _head(path: str) -> bytes:
     """
     if not is_url(path) and Path(path).is_dir():
         raise InputError(f"{path}: a folder that is no OME-Zarr; name a slide in it")
+    if not is_url(path) and Path(path).exists() and not Path(path).is_file():
+        # To open a pipe that nobody writes to would take for ever.
+        raise InputError(f"{path}: is a pipe or a device; copy what it gives to a file and name that")
     source = open_source(path)
     try:
         head = source.fetch([(0, _HEAD)])[0]
