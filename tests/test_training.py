@@ -168,6 +168,9 @@ def test_other_models_resume_and_predict(options: dict[str, Any], data: Path, tm
     with pytest.raises(SystemExit):
         train(data, tmp_path / "two", report=report, **options)
     assert_same(train(data, tmp_path / "two", max_epochs=3, resume=True, **HERE), one)
+    groups = checkpoint(one)["optimizer_states"][0]["param_groups"]
+    assert all(group["lr"] == pytest.approx(groups[0]["lr"] * group["lr_scale"]) for group in groups)
+    assert len({group["lr"] for group in groups}) == (6 if "layer_decay" in options else 1)
     # What is kept needs neither adapters nor the library's weights, and is the average that was validated.
     predictor = load(one, "cpu", smooth=False)
     config = load_config(one)

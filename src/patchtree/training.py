@@ -213,8 +213,8 @@ def train(
     if checkpoint is None:
         check_data(dataset)
         options = _choose(dataset, asked, accelerator)
-        # What the model refuses is told before images are decoded; that they have three channels is likely.
-        built = _build(dataset, options, channels=3)
+        # What the model refuses is told before all images are decoded.
+        built = _build(dataset, options)
         if not built.depths:
             if layer_decay is not None:
                 raise InputError("layer_decay needs a model with blocks in a row, which this one has not; leave it out")
@@ -230,8 +230,6 @@ def train(
     parts.prepare_data()
     parts.setup()
     if checkpoint is None:
-        if parts.channels != 3:
-            built = _build(dataset, options, parts.channels)
         if built.norm is not None and parts.dtype == "uint8":
             parts.mean, parts.std = built.norm
         config = _with_measured(config, parts, built)
@@ -472,13 +470,14 @@ def _with_measured(config: RunConfig, parts: DataModule, built: Built) -> RunCon
     )
 
 
-def _build(dataset: DataSet, options: Options, channels: int) -> Built:
-    """Make the model of a new run."""
+def _build(dataset: DataSet, options: Options) -> Built:
+    """Make the model of a new run, for images as the first."""
+    image = dataset.pairs[0].read_image()
     torch.manual_seed(options.seed)
     built = build(
         options.model,
         dataset.labels,
-        channels=channels,
+        channels=image.shape[2] if image.ndim == 3 else 1,
         patch_size=options.patch_size,
         head=options.head,
         weights=options.weights,
@@ -524,8 +523,8 @@ def _tell(
     say(f"patches: {tokens} of {p} x {p} px an image, by {detail}; {seen}")
     counts = [(weight.numel() / 1e6, weight.requires_grad) for weight in task.model.parameters()]
     weights, trained = sum(count for count, _ in counts), sum(count for count, taught in counts if taught)
-    some = f", {trained:.1f} M of them trained" if trained < weights else ""
-    head = "" if options.model.startswith("patchtree:") else f" with the {config.model['head']} head"
+    some = f", {trained:.1f} M of them trained" if trained < 0.95 * weights else ""
+    head = f" with the {config.model['head']} head" if config.model["head"] else " through the mosaic"
     say(f"model: {options.model}{head}, {weights:.1f} M weights{some}; batches of {parts.batch_size} {how}")
 
 
@@ -534,7 +533,7 @@ def _tell_weights(say: Callable[[str], None], built: Built, options: Options, pa
     down = f", times {options.layer_decay:g} a block down" if options.layer_decay != 1 else ""
     rate = f"learning rate {options.lr:g}{down}"
     if not built.weights:
-        say(f"weights: random, --weights FILE or --weights pretrained begins with trained ones; {rate}")
+        say(f"weights: random, --weights begins with trained ones; {rate}")
         return
     theirs = built.norm is not None and (parts.mean, parts.std) == built.norm
     say(f"weights: {built.weights}; images normalised by {'its' if theirs else 'their own'} mean and deviation; {rate}")

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 from patchtree.cli.common import DetailName
 from patchtree.cli.train import HeadName
 from patchtree.detail import DETAILS
-from patchtree.io.images import read_mask, write_image, write_mask
+from patchtree.io.images import read_image, read_mask, write_image, write_mask
 from patchtree.models.heads import HEADS
 from patchtree.runs import load_config
 
@@ -179,6 +180,21 @@ def test_a_model_of_another_library(run: Run, trained: Trained, tmp_path: Path) 
     assert read_mask(tmp_path / "masks" / "a.png").shape == (96, 128)
     [told] = run("info", tmp_path / "run", "--json").json
     assert told["model"] == "timm:test_vit"
+
+
+def test_weights_of_a_run_on_grey_images(run: Run, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    for path in (data / "images").iterdir():
+        write_image(path, read_image(path)[..., 0])
+    words = ("--patch-size", 8, "--budget", 50, "--max-epochs", 1, "--workers", 0)
+    assert run("train", data, "--out", tmp_path / "one", *words).code == 0
+    weights = tmp_path / "one" / "weights.safetensors"
+    made = run("train", data, "--out", tmp_path / "two", "--weights", weights, "--freeze", "all", *words)
+    assert made.code == 0
+    assert f"weights: {weights}; images normalised by their own mean" in made.err
+    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[name], value) for name, value in two.items() if name.startswith("encoder."))
+    assert any(not torch.equal(one[name], value) for name, value in two.items() if name.startswith("head."))
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def pretrained(name: str, weights: str | os.PathLike[str] | None) -> bool:
     (False, True)
     """
     library, _, rest = name.partition(":")
-    return weights is not None or (library == "hf" and (not Path(rest).is_dir() or _hf_weights(rest)))
+    return weights is not None or (library == "hf" and (not Path(rest).expanduser().is_dir() or _hf_weights(rest)))
 
 
 def _builder(name: str) -> Callable[[_Asked], _Original]:
@@ -264,6 +264,7 @@ def _hf(asked: _Asked) -> _Original:
         config = transformers.AutoConfig.for_model(**asked.config)
         kind, logits = _hf_kind(transformers, config)
         return _Original(kind(config), logits, config=asked.config)
+    rest = os.path.expanduser(rest)
     folder = Path(rest).is_dir()
     if not folder and (rest.count("/") != 1 or rest.startswith((".", "/", "~"))):
         raise InputError(f"model {asked.name}: no such folder; give one with a config.json, or an id on the hub")
@@ -321,7 +322,7 @@ def _hf_kind(transformers: Any, config: Any) -> tuple[Any, bool]:
 
 
 def _hf_weights(folder: str) -> bool:
-    return any(next(Path(folder).glob(pattern), None) for pattern in _HF_WEIGHTS)
+    return any(next(Path(folder).expanduser().glob(pattern), None) for pattern in _HF_WEIGHTS)
 
 
 def _torchvision(asked: _Asked) -> _Original:
