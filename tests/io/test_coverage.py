@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from patchtree import InputError, Tree, count_labels
-from patchtree.io import coverage
+from patchtree.io import coverage, masks
 from patchtree.io.annotations import Annotations, Polygon
 from patchtree.io.coverage import count_slide_labels, rasterise
 from patchtree.io.slides.base import Box, Level, Slide
@@ -38,24 +38,23 @@ class MaskSlide(Slide):
         return self.ids[box[0] : box[2], box[1] : box[3]].copy()
 
 
-def encloses(ring: NDArray[np.float64], x: float, y: float) -> bool:
-    """Whether a ring encloses a point an odd number of times, the slow and obvious way."""
-    odd = False
-    for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
-        if min(y0, y1) <= y < max(y0, y1):
-            (xa, ya), (xb, yb) = sorted([(x0, y0), (x1, y1)], key=lambda point: point[1])
-            odd ^= bool(xa + (y - ya) * ((xb - xa) / (yb - ya)) <= x)
+def encloses(ring: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The pixels whose centres a ring encloses an odd number of times, the slow and obvious way."""
+    y, x = np.indices(shape) + 0.5
+    odd = np.zeros(shape, np.bool_)
+    for one, other in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+        (xa, ya), (xb, yb) = sorted([tuple(one), tuple(other)], key=lambda point: point[1])
+        if ya < yb:
+            odd ^= (ya <= y) & (y < yb) & (xa + (y - ya) * ((xb - xa) / (yb - ya)) <= x)
     return odd
 
 
 def draw(annotations: Annotations, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The full mask, pixel by pixel."""
+    """The full mask."""
     mask = np.zeros(shape, np.uint8)
-    for row, column in np.ndindex(*shape):
-        for polygon in annotations.polygons:
-            outer, *holes = (encloses(ring, column + 0.5, row + 0.5) for ring in polygon.rings)
-            if outer and not any(holes):
-                mask[row, column] = LABELS[polygon.label]
+    for polygon in annotations.polygons:
+        outer, *holes = (encloses(ring, shape) for ring in polygon.rings)
+        mask[outer & ~np.any([np.zeros(shape, np.bool_), *holes], axis=0)] = LABELS[polygon.label]
     return mask
 
 
@@ -96,7 +95,7 @@ def test_a_slide_of_ids_is_counted_as_its_mask_is(tree: Tree, seed: int, pixels:
     ids = rng.choice([0, 1, 2, 255], tree.shape).astype(np.uint8)
     ids = ids.repeat(1 + seed % 4, 0).repeat(1 + seed % 3, 1)[: tree.shape[0], : tree.shape[1]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coverage, "_PIXELS", pixels)
+        patch.setattr(masks, "_PIXELS", pixels)
         counts = count_slide_labels(MaskSlide(ids), tree, 3, ignore=255)
     np.testing.assert_array_equal(counts, count_labels(ids, tree, 3, ignore=255))
 

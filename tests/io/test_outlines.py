@@ -17,8 +17,10 @@ from patchtree.io import outlines
 from patchtree.io import simplify as simplify_
 from patchtree.io.annotations import Annotations, read_annotations, write_annotations
 from patchtree.io.coverage import rasterise
-from patchtree.io.outlines import outline
+from patchtree.io.outlines import outline, outline_slide
+from patchtree.io.pyramids import write_class_map
 from patchtree.io.simplify import Rings, simplify
+from patchtree.io.slides import open_slide
 
 LABELS = {"one": 1, "two": 2, "three": 3}
 
@@ -76,7 +78,7 @@ def test_simplified_outlines_keep_to_their_promises(mask: NDArray[np.uint8], tol
 def test_rings_stay_apart_by_themselves_and_not_because_their_areas_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simplify_, "_AREA", 0.5)
     rng = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(80):
         field = cv2.GaussianBlur(rng.standard_normal(rng.integers(5, 60, 2)), (0, 0), rng.uniform(0.5, 2))
         mask = (field > 0).astype(np.uint8)
         found = shapes(outline([mask], LABELS, tolerance=rng.choice([1.0, 2.0, 4.0])), "one")
@@ -112,7 +114,7 @@ def test_features_open_as_geojson_in_pixels_of_level_0(tmp_path: Path) -> None:
     mask = np.zeros((40, 60), np.uint8)
     mask[5:30, 10:50], mask[10:20, 20:30], mask[12:15, 22:25] = 1, 0, 2
     colours = {"one": (200, 0, 0), "two": (0, 0, 250), "more": (1, 1, 1)}
-    annotations = outline([mask], {"one": 1, "two": 2}, colours, scale=4)
+    annotations = outline([mask], {"one": 1, "two": 2}, colours, scale=(4, 4))
     write_annotations(tmp_path / "a.geojson", annotations)
     features = json.loads((tmp_path / "a.geojson").read_text())["features"]
     assert [one["properties"]["classification"] for one in features] == [
@@ -124,6 +126,23 @@ def test_features_open_as_geojson_in_pixels_of_level_0(tmp_path: Path) -> None:
     tree = Tree.uniform((160, 240), 4)
     again = rasterise(read_annotations(tmp_path / "a.geojson"), {"": 0, **LABELS}, tree)
     np.testing.assert_array_equal(tree.paint(again.argmax(-1)), mask.repeat(4, 0).repeat(4, 1))
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_class_map_is_outlined_at_any_level(tmp_path: Path, level: int) -> None:
+    ids = np.kron(np.random.default_rng(0).integers(0, 3, (41, 33)), np.ones((37, 41), int)).astype(np.uint8)
+    ids = ids[:1501, :1333]
+    write_class_map(tmp_path / "ids.tif", ids.shape, lambda y0, x0, y1, x1: ids[y0:y1, x0:x1])
+    with open_slide(tmp_path / "ids.tif") as slide:
+        annotations = outline_slide(slide, LABELS, tolerance=0.75 * (level > 0), level=level)
+    write_annotations(tmp_path / "ids.geojson", annotations)
+    annotations = read_annotations(tmp_path / "ids.geojson")
+    for label, id_ in LABELS.items():
+        found = shapes(annotations, label)
+        area = sum(one.area for one in found)
+        assert area == pytest.approx((ids == id_).sum(), rel=0.01 if level else 0)
+    y, x = (max(ring[:, axis].max() for one in annotations.polygons for ring in one.rings) for axis in (1, 0))
+    assert (y, x) == ids.shape
 
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.uint16, np.int32, np.uint32, np.int64])

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from patchtree.errors import InputError
 from patchtree.io.annotations import Annotations
+from patchtree.io.masks import bands, read_ids
 from patchtree.tree import Tree
 
 if TYPE_CHECKING:
     from patchtree.io.slides import Slide
 
 _WORK = 1 << 20  # places where the class changes, and rows of leaves, that are looked at in one go
-_PIXELS = 1 << 25  # of a mask that are read in one go
 
 
 def rasterise(
@@ -83,19 +83,13 @@ def count_slide_labels(mask: Slide, tree: Tree, classes: int, ignore: int | None
     """
     if mask.shape != tree.shape:
         raise InputError(f"{mask.path}: a mask of shape {mask.shape} does not fit an image of {tree.shape}")
-    if mask.dtype.kind not in "iu":
-        raise InputError(f"{mask.path}: a mask must hold class ids, but its type is {mask.dtype}; save whole numbers")
     counter = _Counter.start(tree, classes, ignore)
-    step = mask.levels[0].tile[0]
-    step *= max(1, _PIXELS // (step * tree.shape[1]))
     boxes = tree.boxes()
-    for top in range(0, tree.shape[0], step):
-        bottom = min(top + step, tree.shape[0])
+    for top, bottom in bands(mask):
         here = boxes[(boxes[:, 0] < bottom) & (boxes[:, 2] > top)]
         if len(here):
             left, right = int(here[:, 1].min()), min(int(here[:, 3].max()), tree.shape[1])
-            ids = _one_channel(mask, mask.read(0, top, left, bottom, right))
-            runs = _runs(ids, top, left)
+            runs = _runs(read_ids(mask, 0, (top, left, bottom, right)), top, left)
             _check_ids(mask.path, runs.ids, classes, ignore)
             counter.add(runs)
     return counter.finish()
@@ -285,8 +279,9 @@ def _draw(edges: _Edges, ids: NDArray[np.int64], band: tuple[int, int], width: i
     rows = np.arange(top, bottom)
     polygon, row, start, end = _spans(edges, band, width)
     stride = width + 1
-    keys = np.unique(np.concatenate([rows * stride, row * stride + start, row * stride + end]))
-    keys = keys[keys % stride < width]
+    keys = np.concatenate([rows * stride, row * stride + start, row * stride + end])
+    keys.sort()  # np.unique is four times as slow, by hashing
+    keys = keys[(np.diff(keys, prepend=-1) > 0) & (keys % stride < width)]
     first, last = np.searchsorted(keys, row * stride + start), np.searchsorted(keys, row * stride + end)
     count = last - first
     covered = np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)
@@ -333,12 +328,6 @@ def _classes(labels: Mapping[str, int], ignore: int | None) -> int:
     if ids != set(range(len(ids))) or not ids:
         raise InputError(f"ids of labels are {sorted(ids)}; number the classes 0, 1, ... without gaps")
     return len(ids)
-
-
-def _one_channel(mask: Slide, ids: NDArray[np.integer]) -> NDArray[np.integer]:
-    if any(not np.array_equal(ids[..., 0], ids[..., channel]) for channel in range(1, ids.shape[2])):
-        raise InputError(f"{mask.path}: a mask must hold class ids in one channel, but its channels differ; save ids")
-    return ids[..., 0]
 
 
 def _check_ids(source: str, ids: NDArray[np.int64], classes: int, ignore: int | None) -> None:

@@ -9,7 +9,8 @@ is split in two; every polygon is valid.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +18,21 @@ from numpy.typing import NDArray
 from patchtree.errors import InputError
 from patchtree.io.annotations import Annotations, Polygon
 from patchtree.io.colours import Colour
+from patchtree.io.masks import bands, read_ids
 from patchtree.io.simplify import Rings, simplify
+
+if TYPE_CHECKING:
+    from patchtree.io.slides import Slide
 
 _MOST_CORNERS = 20_000_000  # some 2 GB while they are linked up
 
 
 def outline(
-    bands: Iterable[NDArray[np.integer]],
+    rows: Iterable[NDArray[np.integer]],
     labels: Mapping[str, int],
     colours: Mapping[str, Colour] | None = None,
     tolerance: float = 0.0,
-    scale: float = 1.0,
+    scale: tuple[float, float] = (1.0, 1.0),
 ) -> Annotations:
     """Turn a mask into polygons, one for each area of a class that hangs together by the edges of its pixels.
 
@@ -40,11 +45,11 @@ def outline(
     [('ring', 8.0, 2), ('dot', 1.0, 1)]
 
     Args:
-        bands: class ids ``(h, W)``, from the top of the mask to its bottom.
+        rows: class ids ``(h, W)``, band after band from the top of the mask to its bottom.
         labels: name to id of the classes that get outlines.
         colours: of classes.
         tolerance: in pixels of the mask.
-        scale: pixels of level 0 along a pixel of the mask; the polygons are in pixels of level 0.
+        scale: pixels of level 0 along a pixel of the mask, (y, x); the polygons are in pixels of level 0.
 
     Returns:
         Polygons, class after class in the order of the labels, from top to bottom.
@@ -55,7 +60,7 @@ def outline(
     """
     if not 0 <= tolerance < np.inf:
         raise InputError(f"a tolerance of {tolerance} pixels is not possible; give 0 or more")
-    corners = _find_corners(bands, sorted(set(labels.values())))
+    corners = _find_corners(rows, sorted(set(labels.values())))
     polygons: list[Polygon] = []
     for label, id_ in labels.items():
         rings = _link(corners[id_])
@@ -63,6 +68,34 @@ def outline(
             rings = simplify(rings, tolerance)
         polygons += _polygons(label, rings, scale)
     return Annotations(tuple(polygons), {name: colour for name, colour in (colours or {}).items() if name in labels})
+
+
+def outline_slide(
+    mask: Slide,
+    labels: Mapping[str, int],
+    colours: Mapping[str, Colour] | None = None,
+    tolerance: float = 0.0,
+    level: int = 0,
+) -> Annotations:
+    """Turn a level of a mask that is a slide into polygons in pixels of level 0, read band by band; see `outline`.
+
+    Args:
+        mask: class ids.
+        labels: name to id of the classes that get outlines.
+        colours: of classes.
+        tolerance: in pixels of the level.
+        level: of the mask's pyramid.
+
+    Raises:
+        InputError: as for `outline`, and where the mask is no mask or is damaged.
+    """
+    width = mask.levels[level].shape[1]
+    read = (read_ids(mask, level, (top, 0, bottom, width)) for top, bottom in bands(mask, level))
+    found = outline(read, labels, colours, tolerance, mask.levels[level].downsample)
+    # A level's last pixels may stand for fewer of level 0 than the others.
+    limit = np.array(mask.shape[::-1], np.float64)
+    polygons = (Polygon(one.label, tuple(np.minimum(ring, limit) for ring in one.rings)) for one in found.polygons)
+    return replace(found, polygons=tuple(polygons), source=str(mask.path))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +120,12 @@ class _Corners:
     run: NDArray[np.int32]
 
 
-def _find_corners(bands: Iterable[NDArray[np.integer]], ids: list[int]) -> dict[int, _Corners]:
+def _find_corners(rows: Iterable[NDArray[np.integer]], ids: list[int]) -> dict[int, _Corners]:
     """Find the corners of all classes in one pass over the mask."""
     found: dict[int, list[_Corners]] = {id_: [] for id_ in ids}
     total = top = 0
     above: NDArray[np.int64] | None = None
-    for band in _closed_below(bands):
+    for band in _closed_below(rows):
         if above is None:
             above = np.full(band.shape[1], _OUTSIDE, np.int64)
         if band.ndim != 2 or band.shape[1] != len(above) or band.dtype.kind not in "biu":
@@ -122,10 +155,10 @@ def _find_corners(bands: Iterable[NDArray[np.integer]], ids: list[int]) -> dict[
 _OUTSIDE = -1  # the id of what lies around the mask
 
 
-def _closed_below(bands: Iterable[NDArray[np.integer]]) -> Iterator[NDArray[np.integer]]:
+def _closed_below(rows: Iterable[NDArray[np.integer]]) -> Iterator[NDArray[np.integer]]:
     """Bands that have rows, and a last row of what lies below the mask."""
     width = None
-    for band in bands:
+    for band in rows:
         if len(band):
             yield band
             width = band.shape[1]
@@ -298,12 +331,12 @@ def _loops(members: NDArray[np.int64], places: NDArray[np.int64]) -> list[NDArra
     return loops
 
 
-def _polygons(label: str, rings: Rings, scale: float) -> Iterator[Polygon]:
+def _polygons(label: str, rings: Rings, scale: tuple[float, float]) -> Iterator[Polygon]:
     """Outer rings with their holes."""
     outer: dict[int, list[NDArray[np.float64]]] = {}
     for one in np.flatnonzero(rings.areas() > 0).tolist():
-        outer.setdefault(int(rings.owner[one]), []).append(rings.ring(one) * scale)
+        outer.setdefault(int(rings.owner[one]), []).append(rings.ring(one) * scale[::-1])
     for one in np.flatnonzero(rings.areas() < 0).tolist():
-        outer[int(rings.owner[one])].append(rings.ring(one) * scale)
+        outer[int(rings.owner[one])].append(rings.ring(one) * scale[::-1])
     for found in outer.values():
         yield Polygon(label, tuple(found))
