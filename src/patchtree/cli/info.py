@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,21 +20,26 @@ _MOST_IDS = 32  # a picture has more greys than a mask has classes
 @verb
 def info(
     paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH...", help="Images, masks, data folders, runs, trees (.tree), patches (.npz)."),
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Images, slides, masks, data folders, runs, trees (.tree), patches (.npz), folders of outputs.",
+        ),
     ],
     json: Json = False,
 ) -> None:
     """Say what a file, a data folder or a run is.
 
     Of an image: shape, type, range and noise (the standard deviation, estimated
-    from the finest details); of a mask also the share of each id. Of a data
-    folder: images, labels and their shares of the pixels, the split that
-    training makes, and all that training would refuse, with exit code 1. Of
-    patches and trees: how many leaves of which size. Of a run: labels, patches,
-    model, validation score.
+    from the finest details); of a mask also the share of each id. Of a slide:
+    what it is and what reads it, its levels with their true downsamples, its
+    pixel size. Of a data folder: images, labels and their shares of the pixels,
+    the split that training makes, and all that training would refuse, with exit
+    code 1. Of patches and trees: how many leaves of which size. Of a run:
+    labels, patches, model, validation score. Of a folder that patch or predict
+    wrote to: how many inputs are done, and why others failed, with exit code 1.
 
-    Example: patchtree info slide.tif slide.npz glands runs/glands
+    Example: patchtree info image.png slide.svs slide.npz glands runs/glands
     """
     results = []
     failed = False
@@ -45,13 +50,9 @@ def info(
             failed = True
             tell_error(error, path)
             continue
-        results.append({"path": str(path), **result})
+        results.append({"path": path, **result})
         if not json:
-            lines = {name: _say(value) for name, value in result.items()}
-            if "problems" in lines:
-                lines["problems"] = str(len(result["problems"]) or "none")
-            width = max(map(len, lines))
-            typer.echo("\n".join([str(path), *(f"  {name:{width}}  {line}" for name, line in lines.items())]))
+            typer.echo("\n".join([path, *_describe(result)]))
         for problem in result.get("problems", ()):
             failed = True
             tell(problem, kind="error")
@@ -61,18 +62,45 @@ def info(
         raise typer.Exit(1)
 
 
-def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
-    """Choose how to read a file by its first bytes."""
-    if path.is_dir():
-        return _data if any((path / name).is_dir() for name in ("images", "imagesTr")) else _run
+def _reader(path: str) -> Callable[[str], dict[str, Any]]:
+    """Choose how to read a file or a folder by what it is; a damaged slide by its suffix."""
+    from patchtree.io.slides import is_slide
+    from patchtree.jobs import SLIDE_SUFFIXES, States
+    from patchtree.runs import CONFIG
+
+    if Path(path).suffix.lower() in SLIDE_SUFFIXES or is_slide(path):
+        return _slide
+    if Path(path).is_dir():
+        if any(Path(path, name).is_dir() for name in ("images", "imagesTr")):
+            return _data
+        return _outputs if States.find(path) and not Path(path, CONFIG).exists() else _run
     head = b""
-    if path.is_file():
-        with suppress(OSError), path.open("rb") as file:
+    if Path(path).is_file():
+        with suppress(OSError), Path(path).open("rb") as file:
             head = file.read(4)
     return {b"PTRE": _tree, b"PK\x03\x04": _patches}.get(head, _image)
 
 
-def _data(path: Path) -> dict[str, Any]:
+def _slide(path: str) -> dict[str, Any]:
+    from patchtree.io.slides import open_slide
+
+    with open_slide(path) as slide:
+        told = slide.info()
+    return {"kind": "slide", "format": told.pop("kind"), **told}
+
+
+def _outputs(path: str) -> dict[str, Any]:
+    from patchtree.jobs import States
+
+    states = list(States.find(path) or ())
+    return {
+        "kind": "outputs",
+        **{name: sum(state["state"] == name for state in states) for name in ("done", "failed")},
+        "problems": [state["reason"] for state in states if state["state"] == "failed"],
+    }
+
+
+def _data(path: str) -> dict[str, Any]:
     from patchtree.datasets import find_data, split_data, survey_data
 
     dataset = find_data(path)
@@ -121,7 +149,7 @@ def _data(path: Path) -> dict[str, Any]:
     }
 
 
-def _image(path: Path) -> dict[str, Any]:
+def _image(path: str) -> dict[str, Any]:
     import numpy as np
 
     from patchtree.detail import estimate_noise
@@ -143,12 +171,12 @@ def _image(path: Path) -> dict[str, Any]:
     }
 
 
-def _ids(path: Path) -> dict[str, Any]:
+def _ids(path: str) -> dict[str, Any]:
     """Give the share of each id, if the image may be a mask."""
     from patchtree.datasets import count_ids
 
     try:
-        counts = count_ids(path)
+        counts = count_ids(Path(path))
     except InputError:
         return {}
     total = sum(counts.values())
@@ -159,7 +187,7 @@ def _ids(path: Path) -> dict[str, Any]:
     )
 
 
-def _patches(path: Path) -> dict[str, Any]:
+def _patches(path: str) -> dict[str, Any]:
     from patchtree.patcher import Patches
 
     patches = Patches.load(path)
@@ -173,7 +201,7 @@ def _patches(path: Path) -> dict[str, Any]:
     }
 
 
-def _tree(path: Path) -> dict[str, Any]:
+def _tree(path: str) -> dict[str, Any]:
     from patchtree.tree import Tree
 
     return {"kind": "tree", **_describe_tree(Tree.load(path))}
@@ -191,15 +219,15 @@ def _describe_tree(tree: Any) -> dict[str, Any]:
     }
 
 
-def _run(path: Path) -> dict[str, Any]:
+def _run(path: str) -> dict[str, Any]:
     from patchtree.runs import CONFIG, METRICS, WEIGHTS, load_config
 
-    if not (path / CONFIG).exists():
+    if not Path(path, CONFIG).exists():
         raise InputError(
             f"{path}: neither a run ({CONFIG}) nor a data folder (images/ or imagesTr/); name one, or the files in it"
         )
     config = load_config(path)
-    scores = _validations(path / METRICS)
+    scores = _validations(Path(path, METRICS))
     best = max(scores, key=lambda row: float(row["dice"]), default=None)
     return {
         "kind": "run",
@@ -216,7 +244,7 @@ def _run(path: Path) -> dict[str, Any]:
         "best_step": int(best["step"]) if best else None,
         "steps": int(scores[-1]["step"]) if scores else 0,
         "seconds": float(scores[-1]["seconds"]) if scores else 0.0,
-        "weights": (path / WEIGHTS).is_file(),
+        "weights": Path(path, WEIGHTS).is_file(),
         "versions": config.versions,
     }
 
@@ -244,6 +272,34 @@ def _validations(path: Path) -> list[dict[str, str]]:
 def _round(value: float) -> float:
     """Give four digits, which is what a reader wants."""
     return float(f"{value:.4g}")
+
+
+def _describe(result: dict[str, Any]) -> list[str]:
+    """Say in lines what a file is."""
+    lines = {name: [_say(value)] for name, value in result.items()}
+    if "problems" in result:
+        lines["problems"] = [str(len(result["problems"]) or "none")]
+    if result["kind"] == "slide":
+        lines["levels"] = _describe_levels(result["levels"])
+        lines["mpp"] = [f"{_say(result['mpp'])} µm" if result["mpp"] else "none; --mpp of other commands sets it"]
+    width = max(map(len, lines))
+    return [
+        f"  {name if at == 0 else '':{width}}  {line}" for name, part in lines.items() for at, line in enumerate(part)
+    ]
+
+
+def _describe_levels(levels: Sequence[dict[str, Any]]) -> list[str]:
+    """Say in a line each how large the levels of a slide are, how coarse, and how they are tiled."""
+    rows = []
+    for level in levels:
+        down = " x ".join(dict.fromkeys(f"{factor:g}" for factor in level["downsample"]))
+        rows.append((_say_size(level["shape"]), f"1 : {down}", f"tiles of {_say_size(level['tile'])}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _say_size(shape: Sequence[int]) -> str:
+    return f"{shape[1]:,} x {shape[0]:,} px"
 
 
 def _say(value: Any) -> str:
