@@ -51,7 +51,7 @@ class Window:
         [[0.125, 0.375, 0.625, 0.875, 0.875, 0.625, 0.375, 0.125]]
         """
         rows, columns = (self._along(axis, box[axis], box[axis + 2]) for axis in (0, 1))
-        return rows[:, None] * columns
+        return np.asarray(rows[:, None] * columns)
 
     def _along(self, axis: int, start: int, stop: int) -> NDArray[np.float32]:
         low, high = self.box[axis], self.box[axis + 2]
@@ -61,7 +61,7 @@ class Window:
             inside = place - low
         if high < self.shape[axis]:
             inside = np.minimum(inside, high - place)
-        return np.minimum(inside / np.float32(self.ramp), np.float32(1))
+        return np.asarray(np.minimum(inside / self.ramp, 1), np.float32)
 
 
 def plan_windows(
@@ -159,4 +159,4 @@ class _Area:
     def _along(self, axis: int, start: int, stop: int) -> NDArray[np.float64]:
         """Give the pixels of each row (column) of cells between two."""
         edges = np.clip(np.arange(self.tissue.shape[axis] + 1) * self.side, start, min(stop, self.shape[axis]))
-        return np.diff(edges).astype(np.float64)
+        return np.asarray(np.diff(edges), np.float64)

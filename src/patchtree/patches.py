@@ -13,6 +13,7 @@ from patchtree.pyramid import CV_CHANNELS, pyramid
 from patchtree.tree import Tree
 
 _Cells = tuple[NDArray[np.int32], NDArray[Any]]
+_Sorted = tuple[NDArray[np.int32], NDArray[Any], NDArray[np.int32], NDArray[np.int64]]
 
 
 def cut(image: NDArray[Any], tree: Tree) -> NDArray[Any]:
@@ -164,7 +165,7 @@ def painter(values: NDArray[Any], tree: Tree, smooth: bool = False) -> Callable[
     gridded = len(grid) == tree.ndim and len(set(grid)) == 1 and grid[0] > 0 and tree.patch_size % grid[0] == 0
     side, rest = (grid[0], values.shape[1 + tree.ndim :]) if gridded else (1, values.shape[1:])
     cells = values.reshape(len(tree), *(side,) * tree.ndim, -1)
-    levels = _with_parents(cells, tree) if smooth else _leaves(cells, tree)
+    levels = [_sort_rows(*level) for level in (_with_parents if smooth else _leaves)(cells, tree)]
 
     def paint_region(region: tuple[int, ...] | None = None) -> NDArray[Any]:
         painted = _paint(levels, tree, *_region(tree, region), smooth)
@@ -186,36 +187,56 @@ def _region(tree: Tree, region: tuple[int, ...] | None) -> tuple[NDArray[np.int6
 
 
 def _paint(
-    levels: list[_Cells], tree: Tree, low: NDArray[np.int64], high: NDArray[np.int64], smooth: bool
+    levels: list[_Sorted], tree: Tree, low: NDArray[np.int64], high: NDArray[np.int64], smooth: bool
 ) -> NDArray[Any]:
     """Go down the levels: enlarge what is painted, then overwrite the cells that have values of their own.
 
     At each level only the cells near the region are painted. Two more on every side hold all the pixels that a smooth
-    region is interpolated from, so that a region is painted as the same part of the whole image is.
+    region is interpolated from, so that a region is painted as the same part of the whole image is. Levels above one
+    where every cell has values of its own are of no use, and below the finest cells two pixels do for a margin.
     """
-    values = levels[0][1]
+    values, shape = levels[0][1], np.array(tree.shape)
     side, margin = values.shape[1], 2 if smooth else 0
-    painted: NDArray[Any] | None = None
-    origin = low
-    for level in range(len(levels) - 1, -1, -1):
-        index, blocks = levels[level]
+    spans, near = [], []
+    for level, (index, _, rows, order) in enumerate(levels):
         step = tree.patch_size << level
         first = np.maximum(low // step - margin, 0)
-        last = np.minimum(-(-high // step) + margin, -(-np.array(tree.shape) // step))
-        shape = (last - first) * side
-        if painted is None:
-            painted = np.zeros((*shape, values.shape[-1]), values.dtype)
-        else:
-            painted = _crop(_enlarge(painted, 2, smooth), first * side - 2 * origin, shape)
+        last = np.minimum(-(-high // step) + margin, -(-shape // step))
+        spans.append((first, last))
+        here = order[slice(*np.searchsorted(rows, (first[0], last[0])))]
+        rest = index[here, 1:]
+        near.append(here[((rest >= first[1:]) & (rest < last[1:])).all(axis=1)])
+        if len(near[-1]) == (last - first).prod():
+            break
+    finest = next(level for level, here in enumerate(near) if len(here))
+    first, last = spans[-1]
+    painted = np.zeros((*(last - first) * side, values.shape[-1]), values.dtype)
+    origin = first * side
+    for level in range(len(near) - 1, finest - 1, -1):
+        (index, blocks, *_), (first, last), here = levels[level], spans[level], near[level]
+        if level < len(near) - 1:
+            painted = _crop(_enlarge(painted, 2, smooth), first * side - 2 * origin, (last - first) * side)
         origin = first * side
-        near = ((index >= first) & (index < last)).all(axis=1)
         grid = painted.reshape(*(n for cells in last - first for n in (cells, side)), -1)
-        grid[_every_other(index[near] - first)] = blocks[near]
-    assert painted is not None
+        grid[_every_other(index[here] - first)] = blocks[here]
     factor = tree.patch_size // side
+    unit = factor << finest
+    first = np.maximum(low // unit - margin, origin)
+    last = np.minimum(-(-high // unit) + margin, origin + painted.shape[:-1])
+    painted, origin = _crop(painted, first - origin, last - first), first
+    for level in range(finest - 1, -1, -1):
+        origin = 2 * origin
+        limit = -(-shape // (tree.patch_size << level)) * side
+        painted = _crop(_enlarge(painted, 2, smooth), np.zeros_like(origin), limit - origin)
     if factor > 1:
         painted, origin = _enlarge(painted, factor, smooth), origin * factor
     return np.ascontiguousarray(_crop(painted, low - origin, high - low))
+
+
+def _sort_rows(index: NDArray[np.int32], blocks: NDArray[Any]) -> _Sorted:
+    """Add the cells' first indices, sorted, and the cells in that order."""
+    order = np.argsort(index[:, 0], kind="stable")
+    return index, blocks, index[order, 0], order
 
 
 def _leaves(values: NDArray[Any], tree: Tree) -> list[_Cells]:

@@ -1,0 +1,242 @@
+"""Blend: the predictions of windows over each other, painted box by box, only where they are not plain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchtree.foveate import Box, Window
+from patchtree.patches import painter
+from patchtree.tree import Tree
+
+Ids = NDArray[np.uint8 | np.uint16]
+
+# Classes of a layer are known in cells of at least so many pixels, at most so many along a side.
+_CELL = 64
+_CELLS = 1024
+# About the side in pixels of what is painted at once: smaller boxes follow borders better, but each has its price.
+_PAINTED = 256
+
+
+class Layer:
+    """A window with the probabilities that were predicted for its tree.
+
+    It knows where all pixels are of one class without painting them: between values whose likeliest class is the same,
+    that class is the likeliest too.
+
+    Args:
+        window: what part of the tree counts.
+        tree: of the whole slide.
+        shares: ``(N, p, p, K)`` float32, probabilities.
+        smooth: interpolate between patch pixels, see `patchtree.paint`.
+    """
+
+    def __init__(self, window: Window, tree: Tree, shares: NDArray[np.float32], smooth: bool = True) -> None:
+        self.window, self.classes = window, shares.shape[-1]
+        # Of two classes the difference says all.
+        values = shares[..., 1:] - shares[..., :1] if self.classes == 2 else shares
+        self.nbytes = values.nbytes * 4 // 3
+        self._paint = painter(values, tree, smooth)
+        step = _CELL
+        while max(tree.shape) > step * _CELLS:
+            step *= 2
+        self._step = step
+        ids = likeliest(shares).reshape(len(tree), -1)
+        lowest, highest = (
+            _raster(tree, values, step, reduce)
+            for values, reduce in ((ids.min(axis=1), np.minimum), (ids.max(axis=1), np.maximum))
+        )
+        if smooth:
+            reach = _reach(_raster(tree, tree.level, step, np.maximum), step)
+            lowest, highest = _around(lowest, reach, step, lowest=True), _around(highest, reach, step, lowest=False)
+        self._lowest, self._highest = lowest, highest
+
+    def kind(self, box: Box) -> int | None:
+        """Give the class that all pixels of a box have, None where there are several, or where it is not known."""
+        y0, x0, y1, x1 = box
+        cells = slice(y0 // self._step, -(-y1 // self._step)), slice(x0 // self._step, -(-x1 // self._step))
+        lowest, highest = self._lowest[cells].min(), self._highest[cells].max()
+        return int(lowest) if lowest == highest else None
+
+    def paint(self, box: Box) -> NDArray[np.float32]:
+        """Give the probabilities in a box, ``(h, w, K)``; of two classes how much more likely the second is, K = 1."""
+        return self._paint(box)
+
+
+class Blend:
+    """Layers over each other, each counting as its window says; where there is none, and outside tissue, class 0.
+
+    >>> tree = Tree.uniform((4, 4), patch_size=2)
+    >>> shares = np.stack([np.tile(np.float32([[0, 1], [1, 1]]), (4, 1, 1)), np.full((4, 2, 2), 0.6, np.float32)], -1)
+    >>> layer = Layer(Window((0, 0, 4, 3), 64, 0, 1, (4, 4)), tree, shares, smooth=False)
+    >>> Blend([layer], np.ones((1, 1), bool), 4).ids((0, 0, 2, 4)).tolist()
+    [[1, 0, 1, 0], [0, 0, 0, 0]]
+
+    Args:
+        layers: in the order of their windows, which the result depends on in the last digit.
+        tissue: cells of `side` pixels, ``(ceil(H / side), ceil(W / side))``.
+        side: of a cell.
+    """
+
+    def __init__(self, layers: Sequence[Layer], tissue: NDArray[np.bool_], side: int) -> None:
+        self.layers, self.tissue, self.side = layers, tissue, side
+        self.classes = layers[0].classes
+
+    def ids(self, box: Box) -> Ids:
+        """Give the likeliest class of every pixel of a box, ``(h, w)``."""
+        out: Ids = np.zeros((box[2] - box[0], box[3] - box[1]), np.uint8 if self.classes <= 256 else np.uint16)
+        self._fill(out, box)
+        return out
+
+    def probabilities(self, box: Box) -> NDArray[np.float32]:
+        """Give the probabilities at every pixel of a box, ``(h, w, K)``; outside tissue that of class 0 is 1."""
+        total, weight = self._sum(box, self._touching(box), normal=True)
+        total /= np.where(weight == 0, np.float32(1), weight)[..., None]
+        if self.classes == 2:
+            total = np.concatenate([(1 - total) / 2, (1 + total) / 2], axis=-1, dtype=np.float32)
+        outside = (weight == 0) | ~self._tissue(box)
+        total[outside] = 0
+        total[outside, 0] = 1
+        return total
+
+    def _fill(self, out: Ids, box: Box) -> None:
+        """Write the ids of a box, in smaller and smaller parts where they are not plain."""
+        y0, x0, y1, x1 = box
+        tissue = self.tissue[y0 // self.side : -(-y1 // self.side), x0 // self.side : -(-x1 // self.side)]
+        layers = self._touching(box) if tissue.any() else []
+        if not layers:
+            return
+        kinds = {layer.kind(_overlap(layer.window.box, box)) for layer in layers}
+        if len(kinds) == 1 and None not in kinds:
+            (kind,) = kinds
+            if not kind:
+                return
+            if tissue.all() and any(_overlap(layer.window.box, box) == box for layer in layers):
+                out[:] = kind
+                return
+        if max(y1 - y0, x1 - x0) > _PAINTED:
+            if y1 - y0 >= x1 - x0:
+                middle = _middle(y0, y1)
+                self._fill(out[: middle - y0], (y0, x0, middle, x1))
+                self._fill(out[middle - y0 :], (middle, x0, y1, x1))
+            else:
+                middle = _middle(x0, x1)
+                self._fill(out[:, : middle - x0], (y0, x0, y1, middle))
+                self._fill(out[:, middle - x0 :], (y0, middle, y1, x1))
+            return
+        total = self._sum(box, layers)[0]
+        out[:] = total[..., 0] > 0 if self.classes == 2 else likeliest(total)
+        if not tissue.all():
+            out[~self._tissue(box)] = 0
+
+    def _touching(self, box: Box) -> list[Layer]:
+        y0, x0, y1, x1 = box
+        return [
+            layer
+            for layer in self.layers
+            if layer.window.box[0] < y1
+            and layer.window.box[2] > y0
+            and layer.window.box[1] < x1
+            and layer.window.box[3] > x0
+        ]
+
+    def _sum(
+        self, box: Box, layers: Sequence[Layer], normal: bool = False
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Add up the layers, each by its weight, and the weights; one layer alone has weight 1 if all may be scaled."""
+        if len(layers) == 1 and not normal and _overlap(layers[0].window.box, box) == box:
+            return layers[0].paint(box), np.zeros(0, np.float32)
+        channels = 1 if self.classes == 2 else self.classes
+        total = np.zeros((box[2] - box[0], box[3] - box[1], channels), np.float32)
+        weights = np.zeros(total.shape[:2], np.float32)
+        for layer in layers:
+            own = _overlap(layer.window.box, box)
+            place = slice(own[0] - box[0], own[2] - box[0]), slice(own[1] - box[1], own[3] - box[1])
+            weight = layer.window.weight(own)
+            total[place] += layer.paint(own) * weight[..., None]
+            weights[place] += weight
+        return total, weights
+
+    def _tissue(self, box: Box) -> NDArray[np.bool_]:
+        """Tell which pixels of a box are tissue."""
+        rows, columns = (np.arange(box[axis], box[axis + 2]) // self.side for axis in (0, 1))
+        return self.tissue[rows][:, columns]
+
+
+def likeliest(shares: NDArray[np.float32]) -> Ids:
+    """Give the class with the largest value, of several the first, ``(..., K)`` -> ``(...)``; fast for few classes.
+
+    >>> likeliest(np.float32([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4]])).tolist()
+    [1, 0]
+    """
+    classes = shares.shape[-1]
+    ids: Ids = np.zeros(shares.shape[:-1], np.uint8 if classes <= 256 else np.uint16)
+    best = shares[..., 0]
+    for label in range(1, classes):
+        larger = shares[..., label] > best
+        if classes == 2:
+            return larger.view(np.uint8)
+        ids[larger] = label
+        best = np.where(larger, shares[..., label], best)
+    return ids
+
+
+def _overlap(one: Box, other: Box) -> Box:
+    return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
+
+
+def _middle(start: int, stop: int) -> int:
+    """Give a place half way that is a multiple of the side of what is painted, if there is one."""
+    middle = -(-(start + stop) // (2 * _PAINTED)) * _PAINTED
+    return middle if start < middle < stop else (start + stop) // 2
+
+
+def _raster(tree: Tree, values: NDArray[Any], step: int, reduce: Callable[..., NDArray[Any]]) -> NDArray[Any]:
+    """Give the least (or largest) value of the leaves in each cell of `step` pixels, ``(ceil(H / step), ...)``."""
+    shape = [-(-length // step) for length in tree.shape]
+    boxes = tree.boxes()
+    first = boxes[:, :2] // step
+    last = np.minimum(-(-boxes[:, 2:] // step), shape)
+    start = np.full(shape, np.iinfo(values.dtype).max if reduce is np.minimum else 0, values.dtype)
+    single = (last - first == 1).all(axis=1)
+    reduce.at(start, tuple(first[single].T), values[single])  # type: ignore[attr-defined]
+    for (top, left), (bottom, right), value in zip(
+        first[~single].tolist(), last[~single].tolist(), values[~single], strict=True
+    ):
+        cells = start[top:bottom, left:right]
+        reduce(cells, value, out=cells)
+    return start
+
+
+def _reach(level: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+    """Give the level in each cell of the coarsest leaf that has a part in how it is painted, or in how that one is."""
+    for _ in range(2):
+        spread = level
+        for one in np.unique(level).tolist():
+            spread = np.maximum(spread, _grow(np.where(level == one, level, np.uint8(0)), ceil((2 << one) / step)))
+        level = spread
+    return level
+
+
+def _around(values: NDArray[Any], reach: NDArray[np.uint8], step: int, lowest: bool) -> NDArray[Any]:
+    """Give the least (or largest) value of all cells that a cell's pixels are interpolated from."""
+    out = values.copy()
+    for one in np.unique(reach).tolist():
+        wide = _grow(values, ceil((4 << one) / step), shrink=lowest)
+        np.copyto(out, wide, where=reach == one)
+    return out
+
+
+def _grow(values: NDArray[Any], radius: int, shrink: bool = False) -> NDArray[Any]:
+    """Give the largest (or least) value within a radius of each cell."""
+    import cv2
+
+    change = cv2.erode if shrink else cv2.dilate
+    # Along one axis after the other: a square of this side would be slow.
+    for shape in ((2 * radius + 1, 1), (1, 2 * radius + 1)):
+        values = change(values, np.ones(shape, np.uint8))
+    return values

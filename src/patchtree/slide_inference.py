@@ -1,0 +1,345 @@
+"""Inference on whole slides: a predictor and a slide in, a pyramid of class ids out, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchtree.blend import Blend, Ids, Layer
+from patchtree.errors import InputError
+from patchtree.files import replacing
+from patchtree.foveate import Box, Window, merge, plan_windows
+from patchtree.io.pyramids import write_class_map
+from patchtree.io.regions import Regions
+from patchtree.io.slides import Slide
+from patchtree.patcher import Patcher, Patches
+from patchtree.slides.cut import cut_halved
+from patchtree.slides.halved import Halved, threads
+from patchtree.slides.lazy import finest_level, opened, refine_halved
+from patchtree.tree import Tree, cover_level
+
+if TYPE_CHECKING:
+    from patchtree.runs import RunConfig
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+# The most tokens of a sequence.
+TOKENS = 8192
+# Tissue is found with a tree of so many leaves, in cells of at least so many pixels.
+_LOOK = 16384
+_CELL = 512
+# Finished regions of the output are squares of this side in pixels.
+_SIDE = 2048
+# Pixels that are painted in one go by one thread.
+_STRIPE = 4096
+# Bytes of layers that are held for regions to come.
+_HELD = 256 << 20
+
+
+class InPatches(Protocol):
+    """What predicts: see `patchtree.inference.Predictor`."""
+
+    @property
+    def config(self) -> RunConfig:
+        """What the run is."""
+
+    @property
+    def smooth(self) -> bool:
+        """Whether probabilities are interpolated between patch pixels."""
+
+    def in_patches(self, patches: Patches) -> NDArray[np.float32]:
+        """Predict the probability of each class at every patch pixel of one image, ``(N, p, p, K)``."""
+
+    def check(self, channels: int, dtype: np.dtype[Any]) -> None:
+        """Refuse images of another kind than those that the run was trained on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How a slide is looked at.
+
+    Attributes:
+        tissue: cells of `side` pixels where there is something to see, ``(ceil(H / side), ceil(W / side))``.
+        side: of a cell in pixels.
+        windows: what is predicted, each in a sequence of its own.
+    """
+
+    tissue: NDArray[np.bool_]
+    side: int
+    windows: tuple[Window, ...]
+
+
+def predict_slide(
+    predictor: InPatches,
+    slide: Slide,
+    out: str | os.PathLike[str],
+    *,
+    key: str = "",
+    ome: bool = False,
+    min_mpp: float | None = None,
+    tokens: int = TOKENS,
+    workers: int | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Predict the class of every pixel of a slide, and write the ids as a pyramid of the slide's size.
+
+    Tissue is where refining by residual opens cells of 512 pixels or more; what lies further from it than a cell is of
+    class 0. If `tokens` resolve all tissue at the run's density, the slide is one sequence. Otherwise windows cover the
+    tissue (see `patchtree.foveate`), each refined inside and coarse around, and overlapping windows are blended.
+
+    Each window that is finished is kept beside the output until the regions that it covers are finished, and these
+    until the output is whole. So a run that was killed goes on with ``resume``, to the same bytes.
+
+    Args:
+        predictor: such as `patchtree.inference.load` gives.
+        slide: what `open_slide` gave.
+        out: the file to write, a TIFF; its folder exists.
+        key: what else the prediction depends on, such as the model; what was begun with another is not gone on with.
+        ome: write an OME-TIFF instead of a plain tiled pyramid.
+        min_mpp: micrometres along a pixel of the finest patches; the run's density is then that of such pixels.
+        tokens: the most of a sequence.
+        workers: threads that read and paint; None: one a core. The result does not depend on it.
+        resume: go on with what is there.
+        progress: told the number of windows done and that of all.
+
+    Returns:
+        ``windows``, ``tokens`` (of all sequences), ``tissue`` (share of the area), ``pixels`` (of each class name).
+
+    Raises:
+        InputError: the slide is of another kind than the run's images, cannot be read, or the output cannot be written.
+    """
+    config, out = predictor.config, Path(out)
+    try:
+        predictor.check(slide.channels, slide.dtype)
+    except InputError as error:
+        raise InputError(f"{slide.path}: {error}") from error
+    shape, classes = slide.shape, len(config.labels)
+    dtype = np.uint8 if classes <= 256 else np.uint16
+    about = f"{key}; {shape}, tokens {tokens}, min_mpp {min_mpp}, smooth {predictor.smooth}, density {config.density}"
+    regions = Regions.open(out, shape, about, _SIDE, dtype, resume=resume)
+    halved = Halved(slide)
+    with threads(workers) as pool:
+        view = _View(halved, pool, replace(Patcher.from_dict(config.patcher), max_level=None), min_mpp)
+        plan = view.plan(config.density, min(tokens, config.most))
+        work = _Work(plan, regions, predictor.smooth, pool)
+        todo = work.todo()
+        total = len(plan.windows)
+        for at, patches in zip(todo, _ahead(lambda at: view.patches(plan.windows[at]), todo), strict=True):
+            work.finish(at, patches.tree, predictor.in_patches(patches))
+            if progress is not None:
+                progress(total - len(todo) + 1 + todo.index(at), total)
+        work.finish_regions()
+        counts = work.write(out, slide.mpp, ome, classes)
+    regions.remove()
+    return {
+        "windows": total,
+        "tokens": work.tokens,
+        "tissue": float(plan.tissue.mean()),
+        "pixels": {name: counts[label] for name, label in config.labels.items()},
+    }
+
+
+def find_tissue(halved: Halved, pool: Executor, patch_size: int) -> tuple[NDArray[np.bool_], int]:
+    """Find the cells of a slide that have anything in them: a grid of cells, and a cell's side in pixels."""
+    shape = halved.slide.shape
+    top = cover_level(shape, patch_size)
+    level = 0
+    while level < top and (
+        patch_size << level < _CELL or 4 * np.prod([-(-length // (patch_size << level)) for length in shape]) > _LOOK
+    ):
+        level += 1
+    if not level:
+        return np.ones((1, 1), bool), patch_size
+    tree = refine_halved(halved, pool, Patcher(patch_size, _LOOK, detail="residual"))
+    return opened(tree, level), patch_size << level
+
+
+class _View:
+    """Makes the sequences of a slide."""
+
+    def __init__(self, halved: Halved, pool: Executor, patcher: Patcher, min_mpp: float | None) -> None:
+        self.halved, self.pool, self.patcher, self.min_mpp = halved, pool, patcher, min_mpp
+        self._whole: Tree | None = None
+
+    def plan(self, density: float, tokens: int) -> Plan:
+        """Plan the windows."""
+        tissue, side = find_tissue(self.halved, self.pool, self.patcher.patch_size)
+        coarser = finest_level(self.halved.slide, self.min_mpp)
+        windows = plan_windows(tissue, side, self.halved.slide.shape, density / 4**coarser, tokens)
+        return Plan(tissue, side, windows)
+
+    def patches(self, window: Window) -> Patches:
+        """Make the sequence of a window."""
+        tree = self._refine(window.budget, window.box)
+        if window.around:
+            if self._whole is None:
+                self._whole = self._refine(window.around, None)
+            tree = merge(tree, self._whole)
+        return Patches(cut_halved(self.halved, tree, self.pool), tree)
+
+    def _refine(self, budget: int, box: Box | None) -> Tree:
+        return refine_halved(self.halved, self.pool, replace(self.patcher, budget=budget), self.min_mpp, box)
+
+
+class _Work:
+    """What is done of a slide, and what is not."""
+
+    def __init__(self, plan: Plan, regions: Regions, smooth: bool, pool: Executor) -> None:
+        self.plan, self.regions, self.smooth, self.pool = plan, regions, smooth, pool
+        self.shown = _grow(plan.tissue)
+        covered = [self._covered(window) for window in plan.windows]
+        # A single window is painted when the output is written.
+        self.kept = len(plan.windows) > 1
+        self.windows_of: dict[int, list[int]] = {}
+        for at, places in enumerate(covered):
+            for place in places:
+                self.windows_of.setdefault(place, []).append(at)
+        self.done_regions = {place for place in self.windows_of if self.kept and regions.done(place)}
+        self.tokens = 0
+        self._layers: OrderedDict[int, Layer] = OrderedDict()
+        self._done: set[int] = set()
+
+    def todo(self) -> list[int]:
+        """Number the windows that are not finished and that an unfinished region needs."""
+        needed = sorted({at for place in self._missing() for at in self.windows_of[place]})
+        self._done = {at for at in needed if self._load(at)}
+        return [at for at in needed if at not in self._done]
+
+    def finish(self, at: int, tree: Tree, shares: NDArray[np.float32]) -> None:
+        """Keep what was predicted for a window, and finish the regions that have waited for it."""
+        with replacing(self._file(at)) as temporary, temporary.open("wb") as file:
+            np.savez(file, tree=np.frombuffer(tree.to_bytes(), np.uint8), shares=shares)
+        self.tokens += len(tree)
+        self._hold(at, Layer(self.plan.windows[at], tree, shares, self.smooth))
+        self._done.add(at)
+        self.finish_regions()
+
+    def finish_regions(self) -> None:
+        """Finish all regions whose windows are finished, and let go of windows that no other region needs."""
+        if not self.kept:
+            return
+        ready = [place for place in self._missing() if self._done.issuperset(self.windows_of[place])]
+        for place in ready:
+            blend = self._blend(self.windows_of[place])
+            self.regions.put(place, self._paint(blend, self.regions.box(place)))
+            self.done_regions.add(place)
+        needed = {at for place in self._missing() for at in self.windows_of[place]}
+        for at in sorted(self._done - needed):
+            self._layers.pop(at, None)
+            self._file(at).unlink(missing_ok=True)
+
+    def write(self, out: Path, mpp: tuple[float, float] | None, ome: bool, classes: int) -> list[int]:
+        """Write the output; gives the pixels of each class."""
+        height, width = self.regions.shape
+        counts = np.zeros(classes, np.int64)
+        direct = self._blend([0]) if self.windows_of and not self.kept else None
+
+        def read(y0: int, x0: int, y1: int, x1: int) -> Ids:
+            if direct is not None:
+                ids = self._paint(direct, (y0, x0, y1, x1))
+                counts[:] += _count(ids, classes)
+                return ids
+            ids = np.zeros((y1 - y0, x1 - x0), self.regions.dtype)
+            for place in sorted(self.done_regions):
+                top, left, bottom, right = self.regions.box(place)
+                top, bottom = max(top, y0), min(bottom, y1)
+                if top < bottom:
+                    part = self.regions.read(top, left, bottom, right)
+                    ids[top - y0 : bottom - y0, left:right] = part
+                    counts[:] += _count(part, classes)
+            return ids
+
+        write_class_map(out, (height, width), read, self.regions.dtype, mpp, ome, _SIDE if self.kept else None)
+        counts[0] = height * width - counts.sum()
+        return [int(count) for count in counts]
+
+    def _missing(self) -> list[int]:
+        return sorted(self.windows_of.keys() - self.done_regions)
+
+    def _covered(self, window: Window) -> Iterator[int]:
+        """Number the regions that a window covers and that have tissue."""
+        y0, x0, y1, x1 = window.box
+        columns = -(-self.regions.shape[1] // _SIDE)
+        for row in range(y0 // _SIDE, -(-y1 // _SIDE)):
+            for column in range(x0 // _SIDE, -(-x1 // _SIDE)):
+                place = row * columns + column
+                top, left, bottom, right = self.regions.box(place)
+                side = self.plan.side
+                cells = (
+                    slice(max(top, y0) // side, -(-min(bottom, y1) // side)),
+                    slice(max(left, x0) // side, -(-min(right, x1) // side)),
+                )
+                if self.shown[cells].any():
+                    yield place
+
+    def _paint(self, blend: Blend, box: Box) -> Ids:
+        """Paint a box in stripes, by several threads."""
+        y0, x0, y1, x1 = box
+        boxes = [(y0, x, y1, min(x + _STRIPE, x1)) for x in range(x0, x1, _STRIPE)]
+        return np.concatenate(list(self.pool.map(blend.ids, boxes)), axis=1)
+
+    def _blend(self, windows: Iterable[int]) -> Blend:
+        return Blend([self._layer(at) for at in windows], self.shown, self.plan.side)
+
+    def _layer(self, at: int) -> Layer:
+        if at not in self._layers:
+            loaded = self._load(at)
+            if loaded is None:
+                raise InputError(f"{self._file(at)}: missing or damaged; run again with --resume")
+            self._hold(at, Layer(self.plan.windows[at], *loaded, self.smooth))
+        self._layers.move_to_end(at)
+        return self._layers[at]
+
+    def _hold(self, at: int, layer: Layer) -> None:
+        self._layers[at] = layer
+        while len(self._layers) > 1 and sum(held.nbytes for held in self._layers.values()) > _HELD:
+            self._layers.popitem(last=False)
+
+    def _load(self, at: int) -> tuple[Tree, NDArray[np.float32]] | None:
+        """Read what was kept of a window; None if it is not there, or damaged."""
+        try:
+            with np.load(self._file(at), allow_pickle=False) as file:
+                return Tree.from_bytes(file["tree"].tobytes()), file["shares"]
+        except (OSError, ValueError, LookupError, EOFError, BadZipFile):
+            return None
+
+    def _file(self, at: int) -> Path:
+        return self.regions.folder / f"window-{at:06d}.npz"
+
+
+def _count(ids: Ids, classes: int) -> list[int]:
+    """Count the pixels of each class but the first, which gets 0."""
+    import cv2
+
+    some = cv2.countNonZero(ids)
+    if classes <= 2 or not some:
+        return [0, some][:classes] + [0] * (classes - 2)
+    return [0] + [int(np.count_nonzero(ids == label)) for label in range(1, classes)]
+
+
+def _grow(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Add the cells next to tissue."""
+    import cv2
+
+    return cv2.dilate(tissue.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+
+
+def _ahead(work: Callable[[T], U], items: Sequence[T]) -> Iterator[U]:
+    """Work on items one after the other, on the next while the last is being used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(work, item) for item in items[:1]]
+        for following in range(1, len(items) + 1):
+            done = waiting.pop().result()
+            waiting = [pool.submit(work, item) for item in items[following : following + 1]]
+            yield done
