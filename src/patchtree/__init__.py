@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from patchtree.io.images import read_image, read_mask
     from patchtree.io.slides import open_slide
     from patchtree.models.adapt import adapt
-    from patchtree.models.choose import build_model
+    from patchtree.models.choose import build_classifier, build_model
+    from patchtree.models.classifier import Classifier
     from patchtree.models.mosaic import through_mosaic
     from patchtree.models.segmenter import Segmenter
     from patchtree.tokens import Tokens, collate, mosaic, unmosaic, unpad
 
 __all__ = [
+    "Classifier",
     "Edges",
     "InputError",
     "Patcher",
@@ -31,6 +33,7 @@ __all__ = [
     "Tree",
     "Variance",
     "adapt",
+    "build_classifier",
     "build_model",
     "collate",
     "count_labels",
@@ -49,9 +52,11 @@ __all__ = [
 
 # Names whose modules import torch or OpenCV: found when they are first asked for, so that the import stays light.
 _LAZY = {
+    "Classifier": "patchtree.models.classifier",
     "Segmenter": "patchtree.models.segmenter",
     "Tokens": "patchtree.tokens",
     "adapt": "patchtree.models.adapt",
+    "build_classifier": "patchtree.models.choose",
     "build_model": "patchtree.models.choose",
     "collate": "patchtree.tokens",
     "mosaic": "patchtree.tokens",

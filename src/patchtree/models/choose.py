@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from patchtree.errors import InputError
 from patchtree.models.adapt import adapt, find_family
+from patchtree.models.classifier import Classifier
 from patchtree.models.heads import build_head
 from patchtree.models.mesh import SIZES, MeshEncoder
 from patchtree.models.segmenter import Segmenter, label_names
@@ -136,6 +137,38 @@ def build_model(
     ).model
 
 
+def build_classifier(
+    name: str,
+    labels: Mapping[str, int] | int,
+    *,
+    channels: int = 3,
+    patch_size: int = 16,
+    ndim: int = 2,
+    weights: str | os.PathLike[str] | None = None,
+    config: dict[str, Any] | None = None,
+) -> Classifier:
+    """Make a model that labels whole images, by name; arguments and errors as `build_model`'s.
+
+    >>> import numpy as np
+    >>> import patchtree as pt
+    >>> tokens = pt.collate([pt.Patcher(budget=50)(np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8))])
+    >>> pt.build_classifier("patchtree:tiny", labels=2)(tokens).shape
+    torch.Size([1, 2])
+    """
+    built = build(
+        name,
+        labels,
+        channels=channels,
+        patch_size=patch_size,
+        ndim=ndim,
+        weights=weights,
+        config=config,
+        classify=True,
+    )
+    assert isinstance(built.model, Classifier)
+    return built.model
+
+
 def build(
     name: str,
     labels: Mapping[str, int] | int,
@@ -146,8 +179,9 @@ def build(
     head: str | None = None,
     weights: str | os.PathLike[str] | None = None,
     config: dict[str, Any] | None = None,
+    classify: bool = False,
 ) -> Built:
-    """Make a model by name and say what it is; arguments as `build_model`'s.
+    """Make a model by name and say what it is; arguments as `build_model`'s, `classify` to label whole images.
 
     >>> build("patchtree:tiny", labels=2).config
     {'name': 'patchtree:tiny', 'channels': 3, 'patch_size': 16, 'ndim': 2, 'head': 'reference'}
@@ -163,22 +197,31 @@ def build(
     asked = _Asked(name, len(labels), channels, patch_size, ndim, weights, config)
     original = _builder(name)(asked)
     encoder = _through_door(original, name)
-    chosen = None if original.logits else head or "reference"
+    chosen = None if original.logits or classify else head or "reference"
+    if original.logits and classify:
+        raise InputError(f"model {name} gives every pixel's classes, not the image's; choose a transformer, timm:NAME")
     if original.logits and head is not None:
         raise InputError(f"model {name} gives every pixel's classes itself; leave the head out")
-    own_head = None if chosen is None else build_head(chosen, encoder, len(labels), patch_size)  # type: ignore[arg-type]
-    model = Segmenter(encoder, own_head, labels)
+    if classify:
+        model: Segmenter = Classifier(encoder, labels)  # type: ignore[arg-type]
+    else:
+        own_head = None if chosen is None else build_head(chosen, encoder, len(labels), patch_size)  # type: ignore[arg-type]
+        model = Segmenter(encoder, own_head, labels)
     for part, wanted in (("channels", channels), ("ndim", ndim)):
         if getattr(encoder, part, wanted) != wanted:
             raise InputError(f"model {name} is made for {part} {getattr(encoder, part)}, not {wanted}; choose another")
-    depths = stages(encoder, trial_tokens(channels, patch_size, ndim))
-    loaded = original.loaded
-    missing = [weight for weight in original.missing if f"model.{weight}" in depths]
+    trial = trial_tokens(channels, patch_size, ndim)
+    needed = stages(encoder, trial)
+    depths = stages(encoder, trial, pooled=True) if classify else needed
+    loaded, absent = original.loaded, original.missing
+    missing = [weight for weight in absent if f"model.{weight}" in needed]
     if missing:
         raise InputError(f"{loaded}: lacks {_some(missing)}; get the whole model")
     if weights is not None and not asked.pretrained:
         loaded = weights
-        _load(original.model, Path(weights), set(depths), len(labels) if original.logits else None)
+        absent = _load(original.model, Path(weights), set(needed), len(labels) if original.logits else None)
+    if anew := [weight for weight in absent if f"model.{weight}" in depths]:
+        warnings.warn(f"{loaded}: lacks {_some(anew)}, which pools tokens and begins anew", stacklevel=3)
     again = {"name": name, "channels": channels, "patch_size": patch_size, "ndim": ndim, "head": chosen}
     if original.config is not None:
         again["config"] = original.config
@@ -507,8 +550,11 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def _load(model: nn.Module, path: Path, used: set[str], classes: int | None) -> None:
-    """Load a file of weights into an original; `used` are those that must be there, after ``model.``."""
+def _load(model: nn.Module, path: Path, used: set[str], classes: int | None) -> frozenset[str]:
+    """Load a file of weights into an original, and name those it lacks.
+
+    `used` are those that must be there, after ``model.``.
+    """
     wanted = model.state_dict()
     state = _fit_channels(_without_prefix(read_weights(path), wanted), wanted, path)
     if any(name not in state or state[name].shape != value.shape for name, value in wanted.items()):
@@ -535,6 +581,7 @@ def _load(model: nn.Module, path: Path, used: set[str], classes: int | None) -> 
     if unknown:
         warnings.warn(f"{path}: {_some(unknown)} is of no use to the model and left out", stacklevel=4)
     model.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
+    return frozenset(wanted.keys() - state.keys())
 
 
 def _differ_only(own: tuple[int, ...], target: tuple[int, ...], classes: int | None) -> bool:

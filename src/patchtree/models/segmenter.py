@@ -90,7 +90,7 @@ class Segmenter(nn.Module):
         encoder: Any = self.encoder
         head: Any = self.head
         channels, *pixels = tokens.pixels.shape[2:]
-        wanted = [head.patch_size] * encoder.ndim
+        wanted = [head.patch_size] * encoder.ndim if head.patch_size else pixels
         if channels != encoder.channels or pixels != wanted:
             raise InputError(
                 f"tokens have {channels} channels and patches of {' x '.join(map(str, pixels))} pixels, the model was "

@@ -34,7 +34,7 @@ def trial_tokens(channels: int, patch_size: int, ndim: int = 2) -> Tokens:
     return collate([Patches(pixels, tree)])
 
 
-def stages(encoder: nn.Module, tokens: Tokens) -> dict[str, int]:
+def stages(encoder: nn.Module, tokens: Tokens, pooled: bool = False) -> dict[str, int]:
     """Say at which depth each weight of an encoder acts: 0 before the blocks, then 1, 2, ..., and what follows them.
 
     What a part's output has no gradient to, it does not use: so the depths are those of the computation, whatever the
@@ -47,6 +47,7 @@ def stages(encoder: nn.Module, tokens: Tokens) -> dict[str, int]:
     Args:
         encoder: `adapt`'s or the reference model's; another has no depths.
         tokens: some, see `trial_tokens`.
+        pooled: what makes the pooled output of the tokens is wanted too; it follows the blocks.
 
     Returns:
         Name to depth; empty if the encoder has no depths.
@@ -59,7 +60,7 @@ def stages(encoder: nn.Module, tokens: Tokens) -> dict[str, int]:
     if not isinstance(encoder, Adapted):
         return {}
     found: dict[str, int] = {}
-    with _evaluating(encoder), torch.enable_grad():
+    with evaluating(encoder), torch.enable_grad():
         x, beside = encoder.embed(tokens)
         found |= dict.fromkeys(_used(encoder, [x, *_tensors(beside)]), 0)
         beside = _detached(beside)
@@ -67,6 +68,9 @@ def stages(encoder: nn.Module, tokens: Tokens) -> dict[str, int]:
             x = x.detach()
             x = encoder.block(number, x, None, beside) if number < encoder.depth else encoder.finish(x)
             found = dict.fromkeys(_used(encoder, [x]), number + 1) | found
+        out = encoder.pool(x.detach(), None) if pooled else None
+        if out is not None:
+            found = dict.fromkeys(_used(encoder, [out]), encoder.depth + 1) | found
     return found
 
 
@@ -126,7 +130,7 @@ def add_lora(model: Segmenter, depths: Mapping[str, int], rank: int) -> None:
 
 def freeze_unused(model: Segmenter, tokens: Tokens) -> None:
     """Freeze what the logits do not depend on, such as a pooler: processes that train as one would wait for it."""
-    with _evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
         used = _used(model, [model(tokens)])
     for name, weight in model.named_parameters():
         if name not in used:
@@ -192,7 +196,7 @@ def _after(model: Segmenter, depths: Mapping[str, int]) -> int:
     return int(model.encoder.depth) + 1 if depths else 0  # type: ignore[arg-type]
 
 
-class _evaluating:
+class evaluating:
     """A module in evaluation mode for a while; the random numbers of dropout are left as they are."""
 
     def __init__(self, module: nn.Module) -> None:
