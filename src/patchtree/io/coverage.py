@@ -8,7 +8,7 @@ those to its right change with it. All counts are exact, and nothing grows with 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from patchtree.io.slides import Slide
 
 _WORK = 1 << 20  # places where the class changes, and rows of leaves, that are looked at in one go
+_ROWS = 256  # that are drawn in one go
+_NOWHERE = -1
 
 
 def rasterise(
@@ -51,11 +53,7 @@ def rasterise(
         InputError: a polygon's class is not among the labels, the ids have gaps, or the tree is not 2-D.
     """
     classes = _classes(labels, ignore)
-    if unknown := [label for label in annotations.labels if label not in labels]:
-        raise InputError(
-            f"{annotations.source}: class {unknown[0]!r} is not among the labels ({', '.join(labels)}); "
-            "add it to them with the id it stands for"
-        )
+    _check_labels(annotations, labels)
     counter = _Counter.start(tree, classes, ignore)
     edges = _Edges.of(annotations, tree.shape)
     ids = np.array([labels[polygon.label] for polygon in annotations.polygons], np.int64)
@@ -93,6 +91,65 @@ def count_slide_labels(mask: Slide, tree: Tree, classes: int, ignore: int | None
             _check_ids(mask.path, runs.ids, classes, ignore)
             counter.add(runs)
     return counter.finish()
+
+
+def count_part(
+    ids: NDArray[np.integer], corner: tuple[int, int], tree: Tree, classes: int, ignore: int | None = None
+) -> NDArray[np.float32]:
+    """Count the pixels of each class under each patch pixel, of those in a part of the image alone.
+
+    What `patchtree.count_labels` gives for a mask that is ignored all around the part.
+
+    >>> tree = Tree.uniform((4, 4), patch_size=2, level=1)
+    >>> count_part(np.ones((2, 3), np.uint8), (0, 1), tree, classes=2)[..., 1].tolist()
+    [[[2.0, 4.0], [0.0, 0.0]]]
+
+    Args:
+        ids: ``(h, w)``, each below ``classes`` or equal to ``ignore``.
+        corner: row and column of the part's first pixel.
+        tree: of the whole image, 2-D.
+        classes: number of classes, ``K``.
+        ignore: the id of pixels without a label.
+
+    Returns:
+        ``(N, p, p, K)`` float32, whole numbers.
+    """
+    (top, left), width = corner, tree.shape[1]
+    known = ids.astype(np.int32)
+    if ignore is not None:
+        known[ids == ignore] = _NOWHERE
+    beside = int(left > 0), int(left + ids.shape[1] < width)
+    runs = _runs(np.pad(known, ((0, 0), beside), constant_values=_NOWHERE), top, left - beside[0])
+    # What lies beside the part reaches to the image's borders.
+    columns = np.where(runs.columns < left, 0, runs.columns)
+    counter = _Counter.start(tree, classes, _NOWHERE)
+    counter.add(replace(runs, columns=columns, box=(top, 0, top + len(ids), width)))
+    return counter.finish()
+
+
+def draw(annotations: Annotations, labels: Mapping[str, int], shape: tuple[int, int]) -> NDArray[np.uint16]:
+    """Draw the polygons on an image of a shape, ``(H, W)`` class ids; see `Annotations` for what covers what.
+
+    >>> from patchtree.io.annotations import Polygon
+    >>> triangle = Polygon("tumour", (np.array([(0, 0), (4, 0), (0, 4)], float),))
+    >>> draw(Annotations((triangle,)), {"background": 0, "tumour": 1}, (3, 4)).tolist()
+    [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
+
+    Raises:
+        InputError: a polygon's class is not among the labels.
+    """
+    _check_labels(annotations, labels)
+    height, width = shape
+    out = np.zeros(shape, np.uint16)
+    edges = _Edges.of(annotations, shape)
+    ids = np.array([labels[polygon.label] for polygon in annotations.polygons], np.int64)
+    for top in range(0, height if len(edges.ends) else 0, _ROWS):
+        bottom = min(top + _ROWS, height)
+        runs = _draw(edges, ids, (top, bottom), width)
+        starts = (runs.rows - top) * width + runs.columns
+        lengths = np.diff(starts, append=(bottom - top) * width)
+        out[top:bottom] = np.repeat(runs.ids, lengths).reshape(bottom - top, width)
+    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,6 +385,15 @@ def _classes(labels: Mapping[str, int], ignore: int | None) -> int:
     if ids != set(range(len(ids))) or not ids:
         raise InputError(f"ids of labels are {sorted(ids)}; number the classes 0, 1, ... without gaps")
     return len(ids)
+
+
+def _check_labels(annotations: Annotations, labels: Mapping[str, int]) -> None:
+    """Refuse polygons of a class that has no id."""
+    if unknown := [label for label in annotations.labels if label not in labels]:
+        raise InputError(
+            f"{annotations.source}: class {unknown[0]!r} is not among the labels ({', '.join(labels)}); "
+            "add it to them with the id it stands for"
+        )
 
 
 def _check_ids(source: str, ids: NDArray[np.int64], classes: int, ignore: int | None) -> None:
