@@ -131,6 +131,7 @@ class _Level:
                 tiles.append(self._one_value(value))
                 place[:] = value
             else:
+                part = np.ascontiguousarray(part)
                 tiles.append(_encode(_pad(part, TILE, TILE)))
                 place[:] = majority(part)
         return tiles, half
@@ -164,19 +165,19 @@ def majority(ids: NDArray[Any]) -> NDArray[Any]:
         ids: of an unsigned type of at most 32 bits.
     """
     ids = np.ascontiguousarray(_pad(ids, ids.shape[0] + ids.shape[0] % 2, ids.shape[1] + ids.shape[1] % 2))
-    out = ids[::2, ::2].copy()
     # Most blocks are of one class, which two pixels read as one number tell fast.
-    pair = np.dtype(f"u{2 * ids.itemsize}")
-    upper, lower = ids[::2].view(pair), ids[1::2].view(pair)
-    same = out.astype(pair)
-    same |= same << pair.type(8 * ids.itemsize)
-    rows, columns = np.nonzero((upper != lower) | (upper != same))
-    a, b, c, d = (ids[2 * rows + y, 2 * columns + x] for y in (0, 1) for x in (0, 1))
+    pair = np.dtype(f"<u{2 * ids.itemsize}")
+    half, low = pair.type(8 * ids.itemsize), pair.type(np.iinfo(ids.dtype).max)
+    upper, lower = (ids[y::2].astype(ids.dtype.newbyteorder("<"), copy=False).view(pair) for y in (0, 1))
+    left = upper & low
+    places = np.flatnonzero((upper != lower) | (upper != (left | left << half)))
+    one, two = upper.reshape(-1)[places], lower.reshape(-1)[places]
+    a, b, c, d = one & low, one >> half, two & low, two >> half
     votes = np.where(c == d, c, a)
     np.copyto(votes, b, where=(b == c) | (b == d))
     np.copyto(votes, a, where=(a == b) | (a == c) | (a == d))
-    out[rows, columns] = votes
-    return out
+    left.reshape(-1)[places] = votes
+    return np.asarray(left, ids.dtype)
 
 
 def _tiles(bands: Iterator[NDArray[Any]], finest: _Level, levels: Sequence[_Level]) -> Iterator[bytes]:
