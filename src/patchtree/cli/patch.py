@@ -293,9 +293,9 @@ def _count(tree: Tree) -> dict[str, Any]:
 
 
 def _measure_tissue(tree: Tree, patcher: Patcher) -> dict[str, Any]:
-    """Give the share of cells that were opened, of the finest size at which those that were not are known to be empty.
+    """Bound the share of tissue: of cells that were opened, at the finest size at which the others are known to be empty.
 
-    That is so where there were leaves enough to open all that came up, or where leaves were left over.
+    They are where there were leaves enough to open all that came up, or where leaves were left over.
     """
     from patchtree.slides import opened
     from patchtree.tree import cover_level
@@ -331,9 +331,10 @@ def _describe(result: dict[str, Any]) -> str:
         psnr = "exact (inf dB)" if result["psnr"] is None else f"{result['psnr']:.2f} dB PSNR"
         lines.append(f"  painted  {psnr}")
     else:
-        tissue = "not known" if result["tissue"] is None else f"{result['tissue']:.1%} of the slide"
+        share, cell = result["tissue"], result["tissue_cell"]
+        tissue = "not known" if share is None else f"at most {share:.1%} of the slide, by cells of {cell:,} px"
         lines += [
-            f"  tissue   {tissue}, in cells of {result['tissue_cell']:,} px",
+            f"  tissue   {tissue}",
             f"  read     {result['read']:.2%} as many pixels as the finest level has",
             "  painted  not compared: it would take reading all of the finest level",
         ]
