@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from patchtree.errors import InputError
 from patchtree.io.images import IMAGE_SUFFIXES, image_size, read_image, read_mask
+from patchtree.slide_sets import find_slides, label_names
 
 _LAYOUTS = (("images", "masks"), ("imagesTr", "labelsTr"))
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -34,9 +35,12 @@ class Pair:
     Attributes:
         name: what the two files have in common.
         image: the image, or its first channel.
-        mask: class ids.
+        mask: class ids; the table of labels where the image has one class.
         channels: files of further channels, in order (nnU-Net's ``_0001`` and up).
         white: the mask file holds 0 and 255, which stand for the ids 0 and 1.
+        label: the class of the whole image, see `patchtree.labelled`; None where there is a mask.
+        slide: the image is a slide, and the mask may be annotations: both are read part by part, see
+            `patchtree.slide_sets`.
     """
 
     name: str
@@ -44,6 +48,8 @@ class Pair:
     mask: Path
     channels: tuple[Path, ...] = ()
     white: bool = False
+    label: int | None = None
+    slide: bool = False
 
     def read_image(self) -> NDArray[Any]:
         """Read the image, ``(H, W)`` or ``(H, W, C)``.
@@ -82,6 +88,11 @@ class DataSet:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def slides(self) -> bool:
+        """Whether the images are slides."""
+        return any(pair.slide for pair in self.pairs)
+
 
 def find_data(root: str | os.PathLike[str]) -> DataSet:
     """Find the images of a folder, their masks and the classes.
@@ -92,6 +103,8 @@ def find_data(root: str | os.PathLike[str]) -> DataSet:
     masks are the classes.
 
     Masks of 0 and 255 alone, where 255 has no name, are read as 0 and 1, and a warning says so.
+
+    Whole slides have their masks or annotations beside them, see `patchtree.slide_sets.find_slides`.
 
     >>> import tempfile
     >>> from patchtree.io.images import write_image, write_mask
@@ -109,6 +122,9 @@ def find_data(root: str | os.PathLike[str]) -> DataSet:
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give one with images/ and masks/ in it")
+    if slides := find_slides(root):
+        found = tuple(Pair(slide.name, slide.image, slide.labels, slide=True) for slide in slides)
+        return DataSet(root, found, *(_read_labels(root / "dataset.json") or (label_names(slides), None)))
     pairs = _find_pairs(root)
     named = _read_labels(root / "dataset.json")
     if named is None:

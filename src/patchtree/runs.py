@@ -43,6 +43,7 @@ class RunConfig:
         dtype: type of the images' pixels, such as ``"uint8"``; empty if it is not known.
         most: largest budget of an image.
         window: side of the training windows in pixels.
+        mpp: micrometres along a pixel of the slides trained on, their median; None if it is not known.
         train: names of the images trained on.
         val: names of the images validated on.
         options: of the training.
@@ -61,6 +62,7 @@ class RunConfig:
     dtype: str = ""
     most: int = 65536
     window: int = 1024
+    mpp: float | None = None
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)

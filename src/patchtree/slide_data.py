@@ -1,0 +1,537 @@
+"""Samples of whole slides for torch: windows of a slide within sight of the rest, as prediction sees them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from patchtree.augment import Window as Turn
+from patchtree.augment import place, vary_colours, vary_detail
+from patchtree.budget import choose_density
+from patchtree.cache import locate
+from patchtree.data import DataModule, Sample
+from patchtree.datasets import DataSet, Pair
+from patchtree.errors import InputError
+from patchtree.foveate import Box, Window, merge
+from patchtree.io.coverage import count_part
+from patchtree.io.slides import Slide, open_slide
+from patchtree.patcher import Patcher, Patches
+from patchtree.slide_inference import find_tissue
+from patchtree.slide_sets import Drawing, Labels, open_labels
+from patchtree.slides.cut import cut_halved
+from patchtree.slides.halved import Halved, threads
+from patchtree.slides.lazy import refine_halved
+from patchtree.slides.turned import Turned, turn
+from patchtree.tree import Tree
+
+# The least tokens of a window, and those that show the rest of the slide: an eighth of all, as in prediction.
+_LEAST, _LEAST_AROUND, _SHARE_AROUND = 256, 64, 1 / 7
+_SIDES = (256, 8192)
+# Windows that are validated on in all, and of each slide at least and at most.
+_VALIDATED, _OF_EACH = 128, (4, 32)
+# Slides that a process holds open, bytes of tiles for one sample, and trees of whole slides.
+_OPEN, _TILES, _TREES = 8, 32 << 20, 64
+# What is read of a slide to measure its colours, and of the first few to choose the density.
+_MEASURED, _MEASURED_SIDE = 64, 128
+_LOOKED_AT, _LOOKED_AT_SIDE = 4, 2048
+_FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
+# Where the pixels of slides differ by more than this factor, things differ in size.
+_SAME_SIZE = 1.25
+# Pixels around a patch for what blurs it.
+_MARGIN = 5
+
+
+@dataclass(frozen=True, eq=False)
+class SlideSource:
+    """A slide with labels, and what is known of all of it.
+
+    Attributes:
+        pair: the files.
+        labels: name to id.
+        ignore: id of pixels without a label.
+        shape: ``(H, W)`` in pixels.
+        channels: number of channels, ``C``.
+        dtype: name of the pixels' type.
+        mpp: micrometres along a pixel, (y, x), or None.
+        tissue: cells of `side` pixels where there is something to see.
+        side: of a cell in pixels.
+        pixels: ``(K,)`` pixels of each class, as far as a coarse level of the mask tells.
+        places: for each class ``(M, 2)`` rows and columns of some of its pixels.
+        mean: ``(C,)`` of the tissue, on the scale of `patchtree.collate`.
+        square: ``(C,)`` mean square, on the same scale.
+        drawing: the polygons, where the labels are some.
+        notes: what is unusual about the labels.
+    """
+
+    pair: Pair
+    labels: dict[str, int]
+    ignore: int | None
+    shape: tuple[int, int]
+    channels: int
+    dtype: str
+    mpp: tuple[float, float] | None
+    tissue: NDArray[np.bool_] = field(repr=False)
+    side: int
+    pixels: NDArray[np.float64]
+    places: tuple[NDArray[np.int64], ...] = field(repr=False)
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+    drawing: Drawing | None = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The slide's name."""
+        return self.pair.name
+
+    @property
+    def area(self) -> int:
+        """Pixels of tissue."""
+        return self.tissue_in((0, 0, *self.shape))
+
+    def tissue_in(self, box: Box) -> int:
+        """Count the pixels of tissue in a box."""
+        rows, columns = (
+            np.diff(np.clip(np.arange(count + 1) * self.side, low, min(high, most))).astype(float)
+            for count, low, high, most in zip(self.tissue.shape, box[:2], box[2:], self.shape, strict=True)
+        )
+        return round(float(rows @ self.tissue @ columns))
+
+
+def look_at(dataset: DataSet, patch_size: int = 16) -> tuple[SlideSource, ...]:
+    """Look at all slides of a data set; what was seen is remembered while the files stay the same.
+
+    Read are headers, annotations, a coarse level of masks, what shows where there is tissue, and some of it.
+
+    Raises:
+        InputError: a file cannot be read, or they do not fit each other.
+    """
+    return tuple(_look_at(dataset, pair, patch_size) for pair in dataset.pairs)
+
+
+def survey_slides(dataset: DataSet, patch_size: int = 16) -> tuple[list[str], dict[str, int]]:
+    """List what would spoil a training, a line each, and estimate the pixels of each class.
+
+    Pixel sizes that differ and masks that are smaller than their slides are warnings.
+    """
+    problems: list[str] = []
+    sources: list[SlideSource] = []
+    for pair in dataset.pairs:
+        try:
+            sources.append(_look_at(dataset, pair, patch_size))
+        except InputError as error:
+            problems.append(str(error))
+    for source in sources[1:]:
+        kinds = [f"{one.channels} channels of {one.dtype}" for one in (source, sources[0])]
+        if kinds[0] != kinds[1]:
+            problems.append(
+                f"{source.pair.image}: has {kinds[0]}, {sources[0].pair.image.name} {kinds[1]}; make them equal"
+            )
+    for note in dict.fromkeys(note for source in sources for note in source.notes):
+        having = [source.pair.mask for source in sources if note in source.notes]
+        more = f" and {len(having) - 1} more" if len(having) > 1 else ""
+        warnings.warn(f"{having[0]}{more}: {note}", stacklevel=2)
+    sizes = {source.name: _mpp(source) for source in sources}
+    known = {name: size for name, size in sizes.items() if size is not None}
+    if 0 < len(known) < len(sizes):
+        alone = next(name for name, size in sizes.items() if size is None)
+        warnings.warn(f"{dataset.root}: {alone} has no pixel size, as other slides have", stacklevel=2)
+    if known and max(known.values()) > _SAME_SIZE * min(known.values()):
+        (small, least), (large, most) = (choose(known.items(), key=lambda item: item[1]) for choose in (min, max))
+        warnings.warn(
+            f"{dataset.root}: pixels are {least:.4g} µm in {small}, {most:.4g} µm in {large}; things differ in size, "
+            "which training does not mend",
+            stacklevel=2,
+        )
+    pixels = np.sum([source.pixels for source in sources], axis=0) if sources else np.zeros(len(dataset.labels))
+    if not problems and np.count_nonzero(pixels) < 2:
+        what = repr(list(dataset.labels)[int(pixels.argmax())]) if pixels.any() else "ignored"
+        problems.append(
+            f"{dataset.root}: all that is seen of the labels is {what}; there is nothing to learn from, check them"
+        )
+    return problems, {name: round(count) for name, count in zip(dataset.labels, pixels.tolist(), strict=True)}
+
+
+def median_mpp(sources: Sequence[SlideSource]) -> float | None:
+    """Give the median of the micrometres along a pixel; None where no slide tells."""
+    known = [size for size in map(_mpp, sources) if size is not None]
+    return median(known) if known else None
+
+
+def choose_side(density: float, tokens: int) -> int:
+    """Give the side of a training window of a slide, in pixels, that holds about as many tokens.
+
+    >>> choose_side(1 / 4096, tokens=300), choose_side(1 / 65536, tokens=1024)
+    (1088, 8192)
+    """
+    least, most = _SIDES
+    return min(most, max(least, round(math.sqrt(tokens / density) / 64) * 64))
+
+
+def density_of(sources: Sequence[SlideSource], patcher: Patcher) -> float:
+    """Give the tokens that a pixel of tissue is worth, see `choose_density`, by a part of each of a few slides."""
+    first = sources[0]
+    with Handles() as handles:
+        shown = []
+        for source in sources[:_LOOKED_AT]:
+            windows = SlideWindows((source,), patcher, _LOOKED_AT_SIDE, density=1.0, foreground=1.0)
+            _, box = windows.draw(np.random.default_rng(0))
+            slide, labels = handles.get(source)
+            pixels = slide.read(0, *box)
+            shown.append((pixels, labels.ids(box)))
+    return choose_density(shown, patcher, len(first.labels), first.ignore)
+
+
+class Handles:
+    """The slides and labels that a process has open, the last few; a copy for another process has none.
+
+    >>> with Handles() as handles:
+    ...     len(handles)
+    0
+    """
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, tuple[Slide, Labels]] = OrderedDict()
+        self._trees: OrderedDict[tuple[Any, ...], Tree] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __enter__(self) -> Handles:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+    def get(self, source: SlideSource) -> tuple[Slide, Labels]:
+        """Give a slide and its labels, opened if they are not."""
+        key = str(source.pair.image)
+        if key not in self._open:
+            slide = open_slide(source.pair.image)
+            labels = source.drawing or open_labels(source.pair.mask, source.shape, source.labels, source.ignore)
+            self._open[key] = slide, labels
+            while len(self._open) > _OPEN:
+                self._close(*self._open.popitem(last=False)[1])
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def whole(self, key: tuple[Any, ...], make: Callable[[], Tree]) -> Tree:
+        """Give the tree of a whole slide, made if it is not there."""
+        if key not in self._trees:
+            self._trees[key] = make()
+            while len(self._trees) > _TREES:
+                self._trees.popitem(last=False)
+        return self._trees[key]
+
+    def close(self) -> None:
+        """Close all."""
+        while self._open:
+            self._close(*self._open.popitem()[1])
+
+    @staticmethod
+    def _close(slide: Slide, labels: Labels) -> None:
+        slide.close()
+        labels.close()
+
+
+def read_window(
+    source: SlideSource,
+    box: Box,
+    patcher: Patcher,
+    density: float,
+    handles: Handles,
+    flip: bool = False,
+    turns: int = 0,
+) -> Sample:
+    """Cut a window of a slide, refined inside and coarse around it as `patchtree.slide_inference` does.
+
+    Its labels are those of the pixels in the window; all around it nothing is labelled.
+
+    Args:
+        source: the slide.
+        box: y0, x0, y1, x1 in pixels of the slide.
+        patcher: its budget is replaced.
+        density: tokens that a pixel of tissue is worth.
+        handles: what is open.
+        flip: mirror the slide left to right.
+        turns: quarter turns of the slide, after that.
+    """
+    slide, labels = handles.get(source)
+    y0, x0, y1, x1 = box
+    turned = Turned(slide, flip, turns)
+    (top, left), _ = place(Turn((y0, x0), (y1 - y0, x1 - x0), flip=flip, turns=turns), source.shape)
+    height, width = (x1 - x0, y1 - y0) if turns % 2 else (y1 - y0, x1 - x0)
+    there = top, left, top + height, left + width
+    budget = max(_LEAST, round(density * source.tissue_in(box)))
+    most = density * height * width
+    around = 0 if box == (0, 0, *source.shape) else max(_LEAST_AROUND, round(most * _SHARE_AROUND))
+    window = Window(there, budget, around, 1, turned.shape)
+    halved = Halved(turned, _TILES)
+    with threads(1) as pool:
+        tree = refine_halved(halved, pool, replace(patcher, budget=window.budget), region=window.box)
+        if window.around:
+            coarse = replace(patcher, budget=window.around)
+            key = (str(source.pair.image), flip, turns, coarse)
+            tree = merge(tree, handles.whole(key, lambda: refine_halved(halved, pool, coarse)))
+        pixels = cut_halved(halved, tree, pool)
+    ids = turn(labels.ids(box), flip, turns)
+    counts = count_part(ids, (top, left), tree, len(source.labels), source.ignore)
+    return Sample(Patches(pixels, tree), counts, source.name)
+
+
+@dataclass(frozen=True, eq=False)
+class SlideWindows(Dataset[Sample]):
+    """Random windows of slides, flipped, turned and coloured anew, to train on.
+
+    Sample ``i`` of epoch ``e`` is ``windows[e * length + i]``, as of `patchtree.data.Windows`. A window lies around a
+    random place on tissue. Positions are those in the whole slide, flipped and turned as the window is.
+
+    Attributes:
+        slides: what to draw from, each with the same chance.
+        patcher: its budget is replaced.
+        window: side of the windows in pixels; smaller slides are shown whole.
+        density: tokens that a pixel of tissue is worth.
+        foreground: share of samples that hold a place of a rare class in their middle half, as of `Windows`.
+        augment: flip, turn, change colours and the thresholds of edges.
+        seed: of everything random.
+        length: samples an epoch.
+        handles: what is open.
+    """
+
+    slides: tuple[SlideSource, ...]
+    patcher: Patcher
+    window: int
+    density: float
+    foreground: float = 0.5
+    augment: bool = True
+    seed: int = 0
+    length: int = 256
+    handles: Handles = field(default_factory=Handles)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        """Draw a sample; `index` may exceed the length, see above."""
+        rng = np.random.default_rng((self.seed, *divmod(index, self.length)))
+        source, box = self.draw(rng)
+        if not self.augment:
+            return read_window(source, box, self.patcher, self.density, self.handles)
+        flip, turns = bool(rng.integers(2)), int(rng.integers(4))
+        patcher = replace(self.patcher, detail=vary_detail(self.patcher.detail, rng))
+        sample = read_window(source, box, patcher, self.density, self.handles, flip, turns)
+        return replace(sample, patches=replace(sample.patches, pixels=_vary(sample.patches.pixels, rng)))
+
+    def draw(self, rng: np.random.Generator) -> tuple[SlideSource, Box]:
+        """Choose a slide and a box that lies inside it."""
+        pixels = np.array([slide.pixels for slide in self.slides])
+        totals = pixels.sum(axis=0)
+        rare = np.flatnonzero((totals > 0) & (np.arange(len(totals)) != totals.argmax()))
+        label = int(rng.choice(rare)) if rng.random() < self.foreground and len(rare) else None
+        having = np.arange(len(self.slides)) if label is None else np.flatnonzero(pixels[:, label])
+        source = self.slides[int(rng.choice(having))]
+        if label is None:
+            target = rng.choice(np.argwhere(source.tissue)) * source.side + rng.integers(source.side, size=2)
+        else:
+            target = rng.choice(source.places[label])
+        room = np.array(source.shape)
+        shape = np.minimum(self.window, room)
+        corner = np.clip(target - rng.integers(shape // 4, shape - shape // 4), 0, room - shape)
+        y, x = corner.tolist()
+        return source, (y, x, y + int(shape[0]), x + int(shape[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class SlideParts(Dataset[Sample]):
+    """Fixed windows of slides as they are, to validate on; see `fixed_windows`.
+
+    Attributes:
+        parts: slide, box, and how much the box's labels count.
+        patcher: its budget is replaced.
+        density: tokens that a pixel of tissue is worth.
+        handles: what is open.
+    """
+
+    parts: tuple[tuple[SlideSource, Box, float], ...]
+    patcher: Patcher
+    density: float
+    handles: Handles = field(default_factory=Handles)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Cut a window. An index beyond the last gives one again, with labels that count nothing."""
+        source, box, weight = self.parts[index % len(self)]
+        sample = read_window(source, box, self.patcher, self.density, self.handles)
+        return replace(sample, counts=sample.counts * np.float32(weight if index < len(self) else 0))
+
+
+def fixed_windows(source: SlideSource, side: int, most: int) -> list[tuple[SlideSource, Box, float]]:
+    """Choose windows of a slide to validate on, from a grid over its tissue that leaves no gaps and no overlaps.
+
+    All of them if they are no more than `most`. Otherwise half of those chosen have a place of a rare class, as far as
+    there are so many, half have none, and each counts for as many as there are of its kind: sums over the windows
+    chosen estimate those over all.
+
+    Args:
+        source: the slide.
+        side: of the windows in pixels.
+        most: of the windows.
+
+    Returns:
+        Slide, box and weight of each.
+    """
+    height, width = source.shape
+    cells = [
+        (y, x, min(y + side, height), min(x + side, width))
+        for y in range(0, height, side)
+        for x in range(0, width, side)
+    ]
+    boxes = [box for box in cells if source.tissue_in(box)]
+    if len(boxes) <= most:
+        return [(source, box, 1.0) for box in boxes]
+    rare = [places for label, places in enumerate(source.places) if label != source.pixels.argmax()]
+    marked = {(y, x) for y, x in (np.concatenate([np.zeros((0, 2), int), *rare]) // side * side).tolist()}
+    having = [box for box in boxes if box[:2] in marked]
+    others = [box for box in boxes if box[:2] not in marked]
+    share = min(len(having), max(most // 2, most - len(others)))
+    chosen = []
+    for group, count in ((having, share), (others, most - share)):
+        picked = np.unique(np.linspace(0, len(group) - 1, count).round().astype(int)).tolist() if count else []
+        chosen += [(source, group[at], len(group) / len(picked)) for at in picked]
+    return sorted(chosen, key=lambda part: part[1])
+
+
+class SlideModule(DataModule):
+    """A training's data where images are slides: windows of one part, fixed windows of the other.
+
+    Nothing is decoded beforehand: `setup` looks at the slides, and samples are read from them.
+
+    Attributes:
+        slides: what is trained on, once `setup` was called.
+    """
+
+    slides: tuple[SlideSource, ...] = ()
+
+    def prepare_data(self) -> None:
+        """Do nothing."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Look at the slides, choose the density and measure the normalisation; a second call changes nothing."""
+        if self.windows is not None:
+            return
+        slides, held_out = (look_at(part, self.patcher.patch_size) for part in (self.train, self.val))
+        self.channels, self.dtype, self.slides = slides[0].channels, slides[0].dtype, slides
+        if self.density is None:
+            self.density = density_of(slides, self.patcher)
+        if self.mean is None or self.std is None:
+            self.mean, self.std = _statistics(slides)
+        self.windows = SlideWindows(
+            slides,
+            self.patcher,
+            self.window,
+            self.density,
+            foreground=self.foreground,
+            augment=self.augment,
+            seed=self.seed,
+            length=self.samples,
+        )
+        fewest, most = _OF_EACH
+        each = min(most, max(fewest, _VALIDATED // len(held_out)))
+        parts = [part for source in held_out for part in fixed_windows(source, self.window, each)]
+        self.whole = SlideParts(tuple(parts), self.patcher, self.density)
+
+    def teardown(self, stage: str) -> None:
+        """Close what is open."""
+        for samples in (self.windows, self.whole):
+            if isinstance(samples, SlideWindows | SlideParts):
+                samples.handles.close()
+
+
+def _look_at(dataset: DataSet, pair: Pair, patch_size: int) -> SlideSource:
+    changed = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in (pair.image, pair.mask))
+    return _look(pair, tuple(dataset.labels.items()), dataset.ignore, patch_size, changed)
+
+
+@lru_cache(maxsize=1 << 12)
+def _look(
+    pair: Pair, names: tuple[tuple[str, int], ...], ignore: int | None, patch_size: int, changed: tuple[int, ...]
+) -> SlideSource:
+    labels = dict(names)
+    with open_slide(pair.image) as slide:
+        known = open_labels(pair.mask, slide.shape, labels, ignore)
+        try:
+            ids, scale = known.coarse()
+        finally:
+            known.close()
+        with threads(1) as pool:
+            tissue, side = find_tissue(Halved(slide, _TILES), pool, patch_size)
+        if not tissue.any():
+            raise InputError(f"{pair.image}: has no tissue that is seen; remove it from the data set")
+        sample = _sample_tissue(slide, tissue, side)
+        pixels, places = locate(ids, len(labels), zlib.crc32(pair.name.encode()))
+        return SlideSource(
+            pair,
+            labels,
+            ignore,
+            slide.shape,
+            slide.channels,
+            slide.dtype.name,
+            slide.mpp,
+            tissue,
+            side,
+            np.asarray(pixels * math.prod(scale), np.float64),
+            tuple(np.asarray((found + 0.5) * scale, np.int64) for found in places),
+            sample.mean(axis=0),
+            np.square(sample).mean(axis=0),
+            known if isinstance(known, Drawing) else None,
+            known.notes,
+        )
+
+
+def _sample_tissue(slide: Slide, tissue: NDArray[np.bool_], side: int) -> NDArray[np.float64]:
+    """Read pixels from evenly spaced cells of tissue, ``(M, C)``, on the scale of `patchtree.collate`."""
+    cells = np.argwhere(tissue)
+    chosen = cells[np.linspace(0, len(cells) - 1, min(_MEASURED, len(cells))).round().astype(int)]
+    values = []
+    for y, x in (chosen * side + side // 2).tolist():
+        bottom, right = (min(low + _MEASURED_SIDE // 2, most) for low, most in zip((y, x), slide.shape, strict=True))
+        part = slide.read(0, max(bottom - _MEASURED_SIDE, 0), max(right - _MEASURED_SIDE, 0), bottom, right)
+        values.append(part.reshape(-1, slide.channels).astype(np.float64))
+    return np.concatenate(values) / _FULL_SCALE.get(slide.dtype.name, 1.0)
+
+
+def _statistics(sources: Sequence[SlideSource]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Give the mean and the standard deviation of each channel, every slide counting the same."""
+    mean, square = (np.mean([getattr(source, name) for source in sources], axis=0) for name in ("mean", "square"))
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    std[std < 1e-6 * np.maximum(1, np.abs(mean))] = 1
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _mpp(source: SlideSource) -> float | None:
+    return None if source.mpp is None else math.sqrt(source.mpp[0] * source.mpp[1])
+
+
+def _vary(patches: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Change the colours of patches ``(N, p, p, C)``, all in the same way, as those of one image."""
+    side, channels = patches.shape[-2:]
+    # Blur must not mix patches that lie apart.
+    wide = np.pad(patches, ((0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN), (0, 0)), mode="edge")
+    varied = vary_colours(wide.reshape(-1, side + 2 * _MARGIN, channels), rng).reshape(wide.shape)
+    return np.ascontiguousarray(varied[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN])
