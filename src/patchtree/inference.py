@@ -165,9 +165,9 @@ def evaluate(predictor: Predictor, pairs: Iterable[Pair], *, flips: bool = False
     """
     classes, ignore = len(predictor.config.labels), predictor.config.ignore
     for pair in pairs:
-        mask = pair.read_mask()
+        mask, image = pair.read_mask(), pair.read_image()
         try:
-            found = predictor(pair.read_image(), flips=flips)
+            found = predictor(image, flips=flips)
         except InputError as error:
             raise InputError(f"{pair.image}: {error}") from error
         if mask.shape != found.shape:
