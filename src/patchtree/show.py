@@ -72,6 +72,22 @@ def show_small(picture: NDArray[Any], tree: Tree, max_side: int = 1600) -> NDArr
     return _draw(picture, tree.boxes(), tree.sizes(), tree.shape, max_side)
 
 
+def as_rgb(image: NDArray[Any], max_side: int = 1600) -> NDArray[np.uint8]:
+    """Make a picture of any image, scaled as `show` does, without leaves.
+
+    >>> as_rgb(np.zeros((4000, 6000, 5), np.uint16)).shape
+    (1067, 1600, 3)
+
+    Args:
+        image: ``(H, W)`` or ``(H, W, C)``, of any real type.
+        max_side: as for `show`.
+
+    Returns:
+        As from `show`.
+    """
+    return np.rint(_eight_bit(_resize(_first_channels(image), max_side))).astype(np.uint8)
+
+
 def _draw(
     image: NDArray[Any],
     boxes: NDArray[np.int64],

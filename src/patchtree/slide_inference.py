@@ -18,6 +18,8 @@ from patchtree.blend import Blend, Ids, Layer
 from patchtree.errors import InputError
 from patchtree.files import replacing
 from patchtree.foveate import Box, Window, merge, plan_windows
+from patchtree.io.colours import class_colours
+from patchtree.io.probabilities import write_probabilities
 from patchtree.io.pyramids import write_class_map
 from patchtree.io.regions import Regions
 from patchtree.io.slides import Slide
@@ -34,7 +36,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 # The most tokens of a sequence.
-TOKENS = 8192
+TOKENS = 4096
 # Tissue is found with a tree of so many leaves, in cells of at least so many pixels.
 _LOOK = 16384
 _CELL = 512
@@ -42,8 +44,9 @@ _CELL = 512
 _SIDE = 2048
 # Pixels that are painted in one go by one thread.
 _STRIPE = 4096
-# Bytes of layers that are held for regions to come.
-_HELD = 256 << 20
+# Bytes of layers that are held for regions to come, and of tiles.
+_HELD = 128 << 20
+_CACHE = 128 << 20
 
 
 class InPatches(Protocol):
@@ -85,6 +88,7 @@ def predict_slide(
     out: str | os.PathLike[str],
     *,
     key: str = "",
+    probabilities: str | os.PathLike[str] | None = None,
     ome: bool = False,
     min_mpp: float | None = None,
     tokens: int = TOKENS,
@@ -106,6 +110,7 @@ def predict_slide(
         slide: what `open_slide` gave.
         out: the file to write, a TIFF; its folder exists.
         key: what else the prediction depends on, such as the model; what was begun with another is not gone on with.
+        probabilities: an OME-Zarr folder to write the probabilities to as well, in 8 bits; that takes much longer.
         ome: write an OME-TIFF instead of a plain tiled pyramid.
         min_mpp: micrometres along a pixel of the finest patches; the run's density is then that of such pixels.
         tokens: the most of a sequence.
@@ -128,11 +133,11 @@ def predict_slide(
     dtype = np.uint8 if classes <= 256 else np.uint16
     about = f"{key}; {shape}, tokens {tokens}, min_mpp {min_mpp}, smooth {predictor.smooth}, density {config.density}"
     regions = Regions.open(out, shape, about, _SIDE, dtype, resume=resume)
-    halved = Halved(slide)
+    halved = Halved(slide, _CACHE)
     with threads(workers) as pool:
         view = _View(halved, pool, replace(Patcher.from_dict(config.patcher), max_level=None), min_mpp)
         plan = view.plan(config.density, min(tokens, config.most))
-        work = _Work(plan, regions, predictor.smooth, pool)
+        work = _Work(plan, regions, predictor.smooth, pool, probabilities is not None)
         todo = work.todo()
         total = len(plan.windows)
         for at, patches in zip(todo, _ahead(lambda at: view.patches(plan.windows[at]), todo), strict=True):
@@ -141,6 +146,8 @@ def predict_slide(
                 progress(total - len(todo) + 1 + todo.index(at), total)
         work.finish_regions()
         counts = work.write(out, slide.mpp, ome, classes)
+        if probabilities is not None:
+            work.write_probabilities(Path(probabilities), slide.mpp, config.labels)
     regions.remove()
     return {
         "windows": total,
@@ -195,8 +202,9 @@ class _View:
 class _Work:
     """What is done of a slide, and what is not."""
 
-    def __init__(self, plan: Plan, regions: Regions, smooth: bool, pool: Executor) -> None:
+    def __init__(self, plan: Plan, regions: Regions, smooth: bool, pool: Executor, all_windows: bool) -> None:
         self.plan, self.regions, self.smooth, self.pool = plan, regions, smooth, pool
+        self.all_windows = all_windows
         self.shown = _grow(plan.tissue)
         covered = [self._covered(window) for window in plan.windows]
         # A single window is painted when the output is written.
@@ -212,7 +220,7 @@ class _Work:
 
     def todo(self) -> list[int]:
         """Number the windows that are not finished and that an unfinished region needs."""
-        needed = sorted({at for place in self._missing() for at in self.windows_of[place]})
+        needed = sorted(self._needed())
         self._done = {at for at in needed if self._load(at)}
         return [at for at in needed if at not in self._done]
 
@@ -234,8 +242,7 @@ class _Work:
             blend = self._blend(self.windows_of[place])
             self.regions.put(place, self._paint(blend, self.regions.box(place)))
             self.done_regions.add(place)
-        needed = {at for place in self._missing() for at in self.windows_of[place]}
-        for at in sorted(self._done - needed):
+        for at in sorted(self._done - self._needed()):
             self._layers.pop(at, None)
             self._file(at).unlink(missing_ok=True)
 
@@ -264,8 +271,27 @@ class _Work:
         counts[0] = height * width - counts.sum()
         return [int(count) for count in counts]
 
+    def write_probabilities(self, out: Path, mpp: tuple[float, float] | None, labels: dict[str, int]) -> None:
+        """Write the probabilities of all classes."""
+
+        def read(y0: int, x0: int, y1: int, x1: int) -> NDArray[np.float32]:
+            places = {place for place in self.windows_of if _overlaps(self.regions.box(place), (y0, x0, y1, x1))}
+            windows = sorted({at for place in places for at in self.windows_of[place]})
+            if windows:
+                return self._blend(windows).probabilities((y0, x0, y1, x1))
+            glass = np.zeros((y1 - y0, x1 - x0, len(labels)), np.float32)
+            glass[..., 0] = 1
+            return glass
+
+        write_probabilities(out, self.regions.shape, read, list(labels), class_colours(labels), mpp)
+
     def _missing(self) -> list[int]:
         return sorted(self.windows_of.keys() - self.done_regions)
+
+    def _needed(self) -> set[int]:
+        """Number the windows that must be at hand."""
+        places = self.windows_of if self.all_windows else self._missing()
+        return {at for place in places for at in self.windows_of[place]}
 
     def _covered(self, window: Window) -> Iterator[int]:
         """Number the regions that a window covers and that have tissue."""
@@ -316,6 +342,10 @@ class _Work:
 
     def _file(self, at: int) -> Path:
         return self.regions.folder / f"window-{at:06d}.npz"
+
+
+def _overlaps(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and one[2] > other[0] and one[1] < other[3] and one[3] > other[1]
 
 
 def _count(ids: Ids, classes: int) -> list[int]:

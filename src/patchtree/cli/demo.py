@@ -65,7 +65,7 @@ def demo(
     """
     from patchtree.cli.evaluate import score
     from patchtree.cli.patch import patch_image
-    from patchtree.cli.predict import predict_image
+    from patchtree.cli.predict import Wanted, predict_image
     from patchtree.datasets import find_data
     from patchtree.inference import load
     from patchtree.io.images import read_image, read_mask, write_image
@@ -100,7 +100,7 @@ def demo(
     predictor = load(run)
     test = out / "test" / "images" / "test.png"
     mask = make_folder(out / "masks") / "test.png"
-    predict_image([test], predictor, mask)
+    predict_image([test], predictor, Wanted(mask))
     result = score(predictor, find_data(out / "test").pairs)
     dice = result["classes"]["DAB stain"]["dice"]
     say(f"test      {mask}: Dice {dice:.3f} on a part that the training never saw")

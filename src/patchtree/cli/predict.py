@@ -1,8 +1,11 @@
-"""`patchtree predict`: a run and images in, masks out."""
+"""`patchtree predict`: a run, images and slides in, masks out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -10,65 +13,150 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchtree.cli.common import Device, Flips, Images, Job, Json, Run, do_jobs, find_images, given, tell_error, verb
+from patchtree.cli.common import (
+    Device,
+    Flips,
+    Inputs,
+    Job,
+    Json,
+    Manifest,
+    Mpp,
+    NumParts,
+    PartId,
+    Resume,
+    Run,
+    Workers,
+    describe_mpp,
+    do_jobs,
+    gather_inputs,
+    given,
+    tell_error,
+    verb,
+)
 from patchtree.errors import InputError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from patchtree.inference import Predictor
+    from patchtree.io.annotations import Annotations
+    from patchtree.io.slides import Slide
+    from patchtree.jobs import Input
+
+# Pixels that an outline may be moved by when vertices are left out.
+_TOLERANCE = 1.0
+_PICTURE_SIDE = 1600
+# Pixel sizes further apart than this show other things at the same number of pixels.
+_SAME_MPP = 1.2
+
+
+class Format(str, Enum):
+    """How the masks of slides are written."""
+
+    tiff = "tiff"
+    ome_tiff = "ome-tiff"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Where what was asked for of an image goes.
+
+    Attributes:
+        mask: class ids.
+        probabilities: of classes, if anywhere.
+        geojson: outlines, if anywhere.
+        overlay: a picture, if anywhere.
+    """
+
+    mask: Path
+    probabilities: Path | None = None
+    geojson: Path | None = None
+    overlay: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Give all that are written."""
+        return tuple(file for file in (self.mask, self.probabilities, self.geojson, self.overlay) if file is not None)
 
 
 @verb
 def predict(
     run: Run,
-    images: Images,
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    images: Inputs = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also write STEM_probabilities.tif: float32, one channel a class.")
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Also write STEM_probabilities.tif: float32, one channel a class; of a slide .zarr: OME-Zarr, 8 bits.",
+        ),
     ] = False,
+    geojson: Annotated[
+        bool, typer.Option("--geojson", help="Also write STEM.geojson: outlines, within 1 pixel, for QuPath.")
+    ] = False,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also write STEM_overlay.png: a small picture, tinted by class.")
+    ] = False,
+    format: Annotated[
+        Format, typer.Option(help="Of slides' masks: what OpenSlide reads, or levels as sub-images with OME-XML.")
+    ] = Format.tiff,
+    mpp: Mpp = None,
+    min_mpp: Annotated[float | None, typer.Option(help="Micrometres a pixel of the finest patches of a slide.")] = None,
     flips: Flips = False,
     device: Device = None,
+    manifest: Manifest = None,
+    resume: Resume = False,
+    num_parts: NumParts = 1,
+    part_id: PartId = None,
+    workers: Workers = None,
     json: Json = False,
 ) -> None:
-    """Predict the masks of images with a trained run.
+    """Predict the masks of images and slides with a trained run.
 
     For each image writes STEM.png, a mask of class ids of the image's own size
     (STEM.tif where the image is too large for PNG). nnU-Net's CASE_0000.tif,
     CASE_0001.tif, ... are one image where the run was trained on as many
     channels; its mask is CASE.png.
 
-    Example: patchtree predict runs/glands slide.tif photos/ --out masks
+    For a slide writes STEM.tif, a pyramid of class ids with the slide's pixel
+    size. Its tissue is predicted window by window; what is glass is of class 0.
+    With --resume, a slide goes on where it was killed.
+
+    Example: patchtree predict runs/glands slides/ photo.jpg --out masks --geojson --overlay
     """
-    from patchtree.datasets import group_channels, split_channel
     from patchtree.inference import load
-    from patchtree.io.images import image_size, mask_suffix
+    from patchtree.jobs import fingerprint
+    from patchtree.runs import CONFIG, WEIGHTS
 
     predictor = load(run, **given(device=device))
-    paths, failed = find_images(images)
-    jobs = []
-    for files in group_channels(paths, predictor.config.channels):
-        stem, _ = split_channel(files[0]) if len(files) > 1 else (files[0].stem, 0)
-        try:
-            mask = out / f"{stem}{mask_suffix(image_size(files[0]))}"
-        except InputError as error:
-            failed += 1
-            tell_error(error)
-            continue
-        shares = out / f"{stem}_probabilities.tif" if probabilities else None
-        work = partial(predict_image, files, predictor, mask, shares, flips)
-        jobs.append(Job(files, (mask, shares) if shares else (mask,), work))
-    do_jobs("Predicting", jobs, out, _describe, json, failed)
+    inputs, failed = gather_inputs(images, manifest)
+    slides = [one for one in inputs if _is_slide(one)]
+    if slides and flips:
+        raise InputError(f"{slides[0].path}: --flips is for images, not for slides; predict slides without it")
+    model = fingerprint({}, (run / CONFIG, run / WEIGHTS))
+    settings = {
+        "model": model, "flips": flips, "format": format.value, "min_mpp": min_mpp,
+        "wanted": [probabilities, geojson, overlay],
+    }  # fmt: skip
+    options = {"probabilities": probabilities, "geojson": geojson, "overlay": overlay}
+    jobs, missed = _image_jobs([one for one in inputs if one not in slides], predictor, out, options, flips, settings)
+    for one in slides:
+        one = one if one.mpp is not None else replace(one, mpp=mpp)
+        wanted = _wanted(out, one.name, ".ome.tif" if format is Format.ome_tiff else ".tif", options, ".zarr")
+        work = partial(
+            predict_slide, one, predictor, wanted, model, format is Format.ome_tiff, min_mpp, workers, resume
+        )
+        jobs.append(Job((one.path,), wanted.files, work, {**settings, "mpp": one.mpp}))
+    do_jobs("Predicting", jobs, out, _describe, json, failed + missed, resume, num_parts, part_id)
 
 
-def predict_image(
-    files: Sequence[Path], predictor: Predictor, mask: Path, probabilities: Path | None = None, flips: bool = False
-) -> dict[str, Any]:
+def predict_image(files: Sequence[Path], predictor: Predictor, wanted: Wanted, flips: bool = False) -> dict[str, Any]:
     """Predict one image and write what was asked for.
 
     Args:
         files: the image, or its channels.
         predictor: a loaded run.
-        mask: where the class ids go.
-        probabilities: where the probabilities go, if anywhere.
+        wanted: where what goes.
         flips: average over flipped images.
 
     Returns:
@@ -77,34 +165,212 @@ def predict_image(
     import numpy as np
 
     from patchtree.datasets import read_channels
+    from patchtree.io.annotations import write_annotations
+    from patchtree.io.colours import class_colours
     from patchtree.io.images import write_image, write_mask
+    from patchtree.io.outlines import outline
 
     started = perf_counter()
     image = read_channels(files, at_least=predictor.config.channels)
     try:
-        if probabilities is None:
+        if wanted.probabilities is None:
             ids = predictor(image, flips=flips)
         else:
             shares = predictor.probabilities(image, flips=flips)
             ids = shares.argmax(-1)
     except InputError as error:
         raise InputError(f"{files[0]}: {error}") from error
-    if probabilities is not None:
-        write_image(probabilities, shares)
-    write_mask(mask, ids)
     labels = predictor.config.labels
+    if wanted.probabilities is not None:
+        write_image(wanted.probabilities, shares)
+    write_mask(wanted.mask, ids)
+    if wanted.geojson is not None:
+        write_annotations(wanted.geojson, outline([ids], _outlined(labels), class_colours(labels), _TOLERANCE))
+    if wanted.overlay is not None:
+        write_image(wanted.overlay, _tint(image, ids, labels))
     pixels = np.bincount(ids.reshape(-1), minlength=len(labels))
     return {
         "image": str(files[0]),
         "shape": list(image.shape),
         "pixels": {name: int(pixels[label]) for name, label in labels.items()},
         "seconds": perf_counter() - started,
-        "files": [str(file) for file in (mask, probabilities) if file is not None],
+        "files": [str(file) for file in wanted.files],
     }
 
 
+def predict_slide(
+    source: Input,
+    predictor: Predictor,
+    wanted: Wanted,
+    model: str,
+    ome: bool = False,
+    min_mpp: float | None = None,
+    workers: int | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Predict one slide and write what was asked for.
+
+    Args:
+        source: the slide.
+        predictor: a loaded run.
+        wanted: where what goes.
+        model: tells the run apart from others.
+        ome: write the mask as OME-TIFF.
+        min_mpp: micrometres a pixel of the finest patches.
+        workers: threads that read and paint.
+        resume: go on where it was killed.
+
+    Returns:
+        What ``predict --json`` prints of a slide.
+    """
+    from patchtree.io.annotations import write_annotations
+    from patchtree.io.images import write_image
+    from patchtree.io.slides import need_mpp, open_slide
+    from patchtree.jobs import fingerprint
+    from patchtree.slide_inference import predict_slide
+    from patchtree.slides.thumbnail import thumbnail
+
+    started = perf_counter()
+    labels = predictor.config.labels
+    with open_slide(source.path, source.mpp) as slide:
+        mpp = need_mpp(slide, "its mask has none")
+        _compare_mpp(slide, predictor.config.mpp, min_mpp)
+        found = predict_slide(
+            predictor,
+            slide,
+            wanted.mask,
+            key=fingerprint({"model": model, "mpp": source.mpp}, (source.path,)),
+            probabilities=wanted.probabilities,
+            ome=ome,
+            min_mpp=min_mpp,
+            workers=workers,
+            resume=resume,
+        )
+        with open_slide(wanted.mask) as mask:
+            if wanted.geojson is not None:
+                write_annotations(wanted.geojson, _outline(mask, labels))
+            if wanted.overlay is not None:
+                picture = thumbnail(slide, _PICTURE_SIDE)
+                write_image(wanted.overlay, _tint(picture, thumbnail_ids(mask, picture.shape[:2]), labels))
+        return {
+            "image": slide.path,
+            "kind": slide.kind,
+            "shape": [*slide.shape, slide.channels],
+            "mpp": None if mpp is None else list(mpp),
+            **found,
+            "seconds": perf_counter() - started,
+            "files": [str(file) for file in wanted.files],
+        }
+
+
+def thumbnail_ids(mask: Slide, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Read class ids of a whole mask, of the coarsest level that is no smaller than a shape."""
+    fits = [
+        at
+        for at, level in enumerate(mask.levels)
+        if all(there >= shown for there, shown in zip(level.shape, shape, strict=False))
+    ]
+    level = max(fits, default=0)
+    return mask.read(level, 0, 0, *mask.levels[level].shape)[..., 0]
+
+
+def _is_slide(one: Input) -> bool:
+    """Whether an input is to be opened as a slide; what only looks like one is, to be told what is wrong with it."""
+    from patchtree.io.images import IMAGE_SUFFIXES
+    from patchtree.io.slides import is_slide
+
+    return Path(one.path).suffix.lower() not in IMAGE_SUFFIXES or is_slide(one.path)
+
+
+def _image_jobs(
+    inputs: Sequence[Input],
+    predictor: Predictor,
+    out: Path,
+    options: Mapping[str, bool],
+    flips: bool,
+    settings: Mapping[str, Any],
+) -> tuple[list[Job], int]:
+    """Make jobs of images, and tell of those that cannot be; gives the number of these."""
+    from patchtree.datasets import group_channels, split_channel
+    from patchtree.io.images import image_size, mask_suffix
+
+    names = {Path(one.path): one.name for one in inputs}
+    jobs, missed = [], 0
+    for files in group_channels(names, predictor.config.channels):
+        name = split_channel(files[0])[0] if len(files) > 1 else names[files[0]]
+        try:
+            suffix = mask_suffix(image_size(files[0]))
+        except InputError as error:
+            missed += 1
+            tell_error(error)
+            continue
+        wanted = _wanted(out, name, suffix, options, ".tif")
+        jobs.append(Job(files, wanted.files, partial(predict_image, files, predictor, wanted, flips), settings))
+    return jobs, missed
+
+
+def _wanted(out: Path, name: str, suffix: str, options: Mapping[str, bool], probabilities: str) -> Wanted:
+    return Wanted(
+        out / f"{name}{suffix}",
+        out / f"{name}_probabilities{probabilities}" if options["probabilities"] else None,
+        out / f"{name}.geojson" if options["geojson"] else None,
+        out / f"{name}_overlay.png" if options["overlay"] else None,
+    )
+
+
+def _compare_mpp(slide: Slide, trained: float | None, min_mpp: float | None) -> None:
+    """Warn where a slide is shown at another scale than the images trained on."""
+    if trained is None or slide.mpp is None:
+        return
+    shown = max(min(slide.mpp), min_mpp or 0)
+    if not 1 / _SAME_MPP <= shown / trained <= _SAME_MPP:
+        hint = f"--min-mpp {trained:.4g} shows it as coarse" if shown < trained else "expect worse predictions"
+        warnings.warn(
+            f"{slide.path}: {shown:.4g} µm a pixel, the run was trained at {trained:.4g}; {hint}", stacklevel=2
+        )
+
+
+def _outlined(labels: Mapping[str, int]) -> dict[str, int]:
+    """Give the classes that get outlines: all but that of id 0."""
+    return {name: label for name, label in labels.items() if label}
+
+
+def _outline(mask: Slide, labels: Mapping[str, int]) -> Annotations:
+    """Outline a slide's mask, at the finest level that can be."""
+    from patchtree.io.colours import class_colours
+    from patchtree.io.outlines import outline_slide
+
+    for level in range(len(mask.levels)):
+        try:
+            found = outline_slide(mask, _outlined(labels), class_colours(labels), _TOLERANCE, level)
+        except InputError:
+            if level == len(mask.levels) - 1:
+                raise
+            continue
+        break
+    if level:
+        down = max(mask.levels[level].downsample)
+        warnings.warn(f"{mask.path}: has too many corners, so outlines are coarser, to {down:g} pixels", stacklevel=2)
+    return found
+
+
+def _tint(image: NDArray[Any], ids: NDArray[Any], labels: Mapping[str, int]) -> NDArray[Any]:
+    """Make a small picture of an image, tinted by class."""
+    from patchtree.io.colours import class_colours, overlay
+    from patchtree.show import as_rgb
+
+    colours = {labels[name]: colour for name, colour in class_colours(labels).items()}
+    return overlay(as_rgb(image, _PICTURE_SIDE), ids, colours)
+
+
 def _describe(result: dict[str, Any]) -> str:
-    """Say in a line what became of an image."""
+    """Say in a line what became of an image or a slide."""
     total = sum(result["pixels"].values())
     shares = ", ".join(f"{name} {count / total:.1%}" for name, count in result["pixels"].items())
-    return f"{result['image']}: {shares}; {result['seconds']:.2f} s; wrote {', '.join(result['files'])}"
+    windows = ""
+    if "windows" in result:
+        count = result["windows"]
+        windows = (
+            f"{describe_mpp(result['mpp'])}, {result['tissue']:.0%} tissue in {count:,} window{'s' * (count != 1)}"
+        )
+    return f"{result['image']}{windows}: {shares}; {result['seconds']:.2f} s; wrote {', '.join(result['files'])}"
