@@ -26,15 +26,15 @@ _FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
 
 @dataclass(frozen=True)
 class Cached:
-    """A pair decoded to ``.npy`` files.
+    """A pair decoded to ``.npy`` files; of one with a class instead of a mask, the image.
 
     Attributes:
         name: the pair's name.
         folder: where its files are.
         shape: ``(H, W)`` of the image.
         channels: number of channels.
-        pixels: number of pixels of each class, ``K`` of them.
-        starts: ``K + 1`` rows of `places` between which a class's are.
+        pixels: number of pixels of each class, ``K`` of them; none without a mask.
+        starts: ``K + 1`` rows of `places` between which a class's are; none without a mask.
         mean: mean of each channel, on the scale of `patchtree.collate`: 0 to 1 for uint8 and uint16.
         square: mean square of each channel, on the same scale.
     """
@@ -122,33 +122,42 @@ def _cache_pair(pair: Pair, dataset: DataSet, folder: Path) -> Cached:
 
 
 def _fill(pair: Pair, dataset: DataSet, own: Path) -> None:
-    image, mask = pair.read_image(), pair.read_mask()
-    if mask.shape != image.shape[:2]:
-        raise InputError(
-            f"{pair.mask}: has shape {mask.shape}, but {pair.image.name} has {image.shape[:2]}; make them equal"
-        )
-    pixels, places = locate(mask, len(dataset.labels), seed=int(own.name[:8], 16))
-    ignored = 0 if dataset.ignore is None else np.count_nonzero(mask == dataset.ignore)
-    if pixels.sum() + ignored != mask.size:
-        raise InputError(f"{pair.mask}: holds ids that no label has; add them to dataset.json or mend the mask")
-    top = max(len(dataset.labels) - 1, dataset.ignore or 0)
-    mask = mask.astype(np.uint8 if top <= 255 else np.uint16, copy=False)
+    image = pair.read_image()
     sample = _sample(image)
-    arrays = {"image.npy": image, "mask.npy": mask, "places.npy": np.concatenate(places)}
+    arrays = {"image.npy": image}
+    counted: dict[str, Any] = {"pixels": [], "starts": []}
+    if pair.label is None:
+        of_mask, counted = _split_mask(pair, dataset, image.shape[:2], seed=int(own.name[:8], 16))
+        arrays |= of_mask
     for name, array in arrays.items():
         with replacing(own / name) as temporary:
             np.save(temporary, array)
-    about = {
-        "shape": mask.shape,
+    about = counted | {
+        "shape": image.shape[:2],
         "channels": sample.shape[1],
-        "pixels": pixels.tolist(),
-        "starts": np.cumsum([0, *map(len, places)]).tolist(),
         "mean": sample.mean(axis=0).tolist(),
         "square": np.square(sample).mean(axis=0).tolist(),
     }
     # Written last: where it is, all is.
     with replacing(own / "about.json") as temporary:
         temporary.write_text(json.dumps(about))
+
+
+def _split_mask(
+    pair: Pair, dataset: DataSet, shape: tuple[int, ...], seed: int
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Give what is kept of a mask: arrays by file, and numbers."""
+    mask = pair.read_mask()
+    if mask.shape != shape:
+        raise InputError(f"{pair.mask}: has shape {mask.shape}, but {pair.image.name} has {shape}; make them equal")
+    pixels, places = locate(mask, len(dataset.labels), seed)
+    ignored = 0 if dataset.ignore is None else np.count_nonzero(mask == dataset.ignore)
+    if pixels.sum() + ignored != mask.size:
+        raise InputError(f"{pair.mask}: holds ids that no label has; add them to dataset.json or mend the mask")
+    top = max(len(dataset.labels) - 1, dataset.ignore or 0)
+    mask = mask.astype(np.uint8 if top <= 255 else np.uint16, copy=False)
+    arrays = {"mask.npy": mask, "places.npy": np.concatenate(places)}
+    return arrays, {"pixels": pixels.tolist(), "starts": np.cumsum([0, *map(len, places)]).tolist()}
 
 
 def locate(mask: NDArray[Any], classes: int, seed: int) -> tuple[NDArray[np.int64], list[NDArray[np.int32]]]:
@@ -198,13 +207,14 @@ def _sample(image: NDArray[Any]) -> NDArray[np.float64]:
 def _key(pair: Pair, dataset: DataSet) -> str:
     """Name what the decoded files depend on."""
     files = []
-    for path in (pair.image, *pair.channels, pair.mask):
+    for path in (pair.image, *pair.channels, *([pair.mask] if pair.label is None else [])):
         try:
             state = path.stat()
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
         files.append((str(path.resolve()), state.st_size, state.st_mtime_ns))
-    what = (_VERSION, files, pair.white, len(dataset.labels), dataset.ignore)
+    labels = (pair.white, len(dataset.labels), dataset.ignore) if pair.label is None else ()
+    what = (_VERSION, files, *labels)
     return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
 
 

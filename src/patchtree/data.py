@@ -261,7 +261,7 @@ class WholeSampler(DistributedSampler[int]):
     What is missing to that is filled with images that count nothing, so sums over all processes are exact.
     """
 
-    def __init__(self, whole: Whole, replicas: int = 1, rank: int = 0) -> None:
+    def __init__(self, whole: Dataset[Sample], replicas: int = 1, rank: int = 0) -> None:
         super().__init__(whole, num_replicas=replicas, rank=rank, shuffle=False)
 
     def __iter__(self) -> Iterator[int]:
@@ -332,8 +332,9 @@ class DataModule(lightning.LightningDataModule):
         self.progress = progress
         self.channels = self.start = 0
         self.dtype = ""
-        self.windows: Windows | None = None
-        self.whole: Whole | None = None
+        self.images: tuple[Cached, ...] = ()
+        self.windows: Dataset[Sample] | None = None
+        self.whole: Dataset[Sample] | None = None
 
     def prepare_data(self) -> None:
         """Decode the images and masks into the cache; Lightning calls this once a machine."""
@@ -362,11 +363,16 @@ class DataModule(lightning.LightningDataModule):
                 f"{self.train.root}: {names}; give all images one type, their values mean different things"
             )
         self.dtype = images[0].image().dtype.name
+        if self.mean is None or self.std is None:
+            self.mean, self.std = statistics(images)
+        self.images = images
+        self.make_samples(images, held_out)
+
+    def make_samples(self, images: tuple[Cached, ...], held_out: tuple[Cached, ...]) -> None:
+        """Fill `windows` and `whole` with what is trained and validated on."""
         if self.density is None:
             shown = [(image.image(), image.mask()) for image in images[:_LOOKED_AT]]
             self.density = choose_density(shown, self.patcher, len(self.train.labels), self.train.ignore)
-        if self.mean is None or self.std is None:
-            self.mean, self.std = statistics(images)
         self.windows = Windows(
             images,
             len(self.train.labels),
@@ -379,7 +385,7 @@ class DataModule(lightning.LightningDataModule):
             seed=self.seed,
             length=self.samples,
         )
-        self.whole = Whole(
+        whole = self.whole = Whole(
             held_out,
             len(self.train.labels),
             self.patcher,
@@ -388,7 +394,7 @@ class DataModule(lightning.LightningDataModule):
             most=self.most,
         )
         if self._world()[1] == 0:
-            warn_unmet(replace(self.whole, images=images))
+            warn_unmet(replace(whole, images=images))
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Give batches of windows, without end."""

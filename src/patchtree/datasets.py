@@ -30,7 +30,7 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask.
+    """An image and its mask, or its class.
 
     Attributes:
         name: what the two files have in common.
@@ -71,7 +71,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Images with masks, and what the ids in the masks mean.
+    """Images with masks or classes, and what the ids mean.
 
     Attributes:
         root: the folder.
@@ -176,7 +176,8 @@ def split_data(dataset: DataSet, share: float = 0.2, seed: int = 0) -> tuple[Dat
 
     ``splits.json`` in the data set's folder, ``{"train": [names], "val": [names]}``, decides where there is one.
     Otherwise names are sorted by a hash of the seed and the name, and the first `share` of them, at least one, are for
-    validation: the order of the files has no part in it, and the split is the same on every machine.
+    validation: the order of the files has no part in it, and the split is the same on every machine. Images with one
+    class each are so split class by class; of a class with one image nothing is held out.
 
     >>> pairs = tuple(Pair(name, Path(name), Path(name)) for name in "abcdefghij")
     >>> train, val = split_data(DataSet(Path("."), pairs, {"background": 0, "tumour": 1}))
@@ -191,16 +192,22 @@ def split_data(dataset: DataSet, share: float = 0.2, seed: int = 0) -> tuple[Dat
     if path.is_file():
         train, val = _read_splits(path, {pair.name for pair in dataset.pairs})
     else:
-        names = sorted((pair.name for pair in dataset.pairs), key=lambda name: _rank(seed, name))
-        if len(names) < 2:
+        ranked = sorted(dataset.pairs, key=lambda pair: _rank(seed, pair.name))
+        groups: dict[int | None, list[str]] = {}
+        for pair in ranked:
+            groups.setdefault(pair.label, []).append(pair.name)
+        if max(map(len, groups.values())) < 2:
+            one = "one image" if len(ranked) == 1 else "one image a class"
             raise InputError(
-                f"{dataset.root}: one image cannot be split to train and validate on; add another, or write "
+                f"{dataset.root}: {one} cannot be split to train and validate on; add another, or write "
                 "splits.json with its name in both parts"
             )
-        count = max(1, round(share * len(names)))
-        if not 0 < share < 1 or count >= len(names):
-            raise InputError(f"a share of {share} of {len(names)} images leaves nothing to train on; give 0 to 1")
-        train, val = names[count:], names[:count]
+        if not 0 < share < 1 or max(1, round(share * len(ranked))) >= len(ranked):
+            raise InputError(f"a share of {share} of {len(ranked)} images leaves nothing to train on; give 0 to 1")
+        train, val = [], []
+        for names in groups.values():
+            count = min(max(1, round(share * len(names))), len(names) - 1)
+            train, val = train + names[count:], val + names[:count]
     return choose(dataset, train), choose(dataset, val)
 
 
@@ -317,7 +324,8 @@ def _find_pairs(root: Path) -> tuple[Pair, ...]:
         raise InputError(f"{root}: has neither images/ nor imagesTr/; put images in images/, masks in masks/")
     images, masks = (root / name for name in layouts[0])
     if not masks.is_dir():
-        raise InputError(f"{root}: has {images.name}/ but no {masks.name}/; put one mask an image there")
+        hint = ", or learn labels.csv with --task classify" if (root / "labels.csv").is_file() else ""
+        raise InputError(f"{root}: has {images.name}/ but no {masks.name}/; put one mask an image there{hint}")
     mask_files = _by_stem(masks)
     found: dict[str, tuple[Path, ...]] = {}
     if images.name == "images":

@@ -58,6 +58,38 @@ def iou(confusion: Tensor) -> Tensor:
     return hit / (confusion.sum(0) + confusion.sum(1) - hit)
 
 
+def recall(confusion: Tensor) -> Tensor:
+    """Give the share of every class that was found, ``(K, K)`` -> ``(K,)``; nan for a class that is not there.
+
+    >>> recall(torch.tensor([[4.0, 1.0], [0.0, 3.0]])).tolist()
+    [0.800..., 1.0]
+    """
+    return confusion.diagonal() / confusion.sum(1)
+
+
+def precision(confusion: Tensor) -> Tensor:
+    """Give the share of what was given a class that is of it, ``(K, K)`` -> ``(K,)``; nan for a class never given.
+
+    >>> precision(torch.tensor([[4.0, 1.0], [0.0, 3.0]])).tolist()
+    [1.0, 0.75]
+    """
+    return confusion.diagonal() / confusion.sum(0)
+
+
+def classification_scores(confusion: Tensor) -> dict[str, float]:
+    """Give the accuracy, the mean recall and the mean F1 (which is Dice) of the classes that are there or were given.
+
+    >>> classification_scores(torch.tensor([[4.0, 1.0], [0.0, 3.0]]))
+    {'balanced accuracy': 0.90..., 'accuracy': 0.875, 'macro f1': 0.87...}
+    """
+    scores = {
+        "balanced accuracy": recall(confusion).nanmean(),
+        "accuracy": confusion.diagonal().sum() / confusion.sum(),
+        "macro f1": dice(confusion).nanmean(),
+    }
+    return {name: score.nan_to_num().item() for name, score in scores.items()}
+
+
 class Confusion(Metric):
     """Add up `confusion` over batches, and over processes where there are several.
 

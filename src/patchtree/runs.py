@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 2
+TASKS = ("segment", "classify")
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 CHECKPOINT = "last.ckpt"
@@ -39,6 +40,7 @@ class RunConfig:
         patcher: what `Patcher.to_dict` gave; the budget is chosen anew for each image.
         density: tokens a pixel.
         model: the arguments of `build_model` that make the model again, but for the labels.
+        task: ``"segment"``, every pixel has a class, or ``"classify"``, every image.
         ignore: id of pixels without a label, or None.
         dtype: type of the images' pixels, such as ``"uint8"``; empty if it is not known.
         most: largest budget of an image.
@@ -58,6 +60,7 @@ class RunConfig:
     patcher: dict[str, Any]
     density: float
     model: dict[str, Any]
+    task: str = "segment"
     ignore: int | None = None
     dtype: str = ""
     most: int = 65536
@@ -122,6 +125,7 @@ def load_config(run: str | os.PathLike[str]) -> RunConfig:
             and len(config.labels) > 0
             and len(config.mean) == len(config.std) == config.channels == config.model.get("channels", config.channels)
             and isinstance(config.model["name"], str)
+            and config.task in TASKS
         )
         if not whole:
             raise ValueError("its labels, channels, normalisation and model do not fit each other")

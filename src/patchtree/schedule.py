@@ -60,6 +60,7 @@ class Course(Callback):
         max_samples: windows of all processes together, or None.
         started: when the run began, by ``time.monotonic()``.
         report: takes lines on how it goes.
+        score: what the best weights have most of, in words; one of the module's `scores` in lower case.
 
     Attributes:
         progress: from 0 to 1.
@@ -80,8 +81,10 @@ class Course(Callback):
         max_samples: int | None,
         started: float,
         report: Callable[[str], None],
+        score: str = "Dice",
     ) -> None:
         self.out, self.average, self.lr, self.epoch, self.report = out, average, lr, epoch, report
+        self.score = score
         self.max_time, self.max_samples = max_time, max_samples
         self.progress = 0.0
         self.samples = self.first_step = 0
@@ -132,7 +135,7 @@ class Course(Callback):
         self.progress = self._progress(self.elapsed())
         if (self.out / WEIGHTS).exists():
             about = weights_metadata(self.out)
-            self.best, self.best_step = float(about["dice"]), int(about["step"])
+            self.best, self.best_step = float(about[self.score.lower()]), int(about["step"])
         if (self.out / METRICS).exists():
             with (self.out / METRICS).open(newline="", encoding="utf-8") as file:
                 header, *rows = csv.reader(file)
@@ -180,18 +183,19 @@ class Course(Callback):
         if not math.isfinite(loss):
             raise InputError("the loss is no longer a finite number; train again with a lower learning rate (lr)")
         scores: dict[str, float] = pl_module.scores  # type: ignore[assignment]
-        step, dice = trainer.global_step, scores["dice"]
-        better = dice > self.best
+        step, score = trainer.global_step, scores[self.score.lower()]
+        better = score > self.best
         if better:
-            self.best, self.best_step = dice, step
+            self.best, self.best_step = score, step
         if trainer.is_global_zero:
             values = {"step": step, "epoch": self.samples / self.epoch, "seconds": self.elapsed(), "loss": loss}
             values |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], **scores}
             self._append(values)
             if better:
                 weights: dict[str, Tensor] = pl_module.kept(self.average.weights)  # type: ignore[operator]
-                save_weights(self.out, weights, {"dice": repr(dice), "step": str(step)})
-            self.report(f"step {step}, {_minutes(self.elapsed())}: loss {loss:.3f}, Dice {dice:.3f}{' *' * better}")
+                save_weights(self.out, weights, {self.score.lower(): repr(score), "step": str(step)})
+            found = f"{self.score} {score:.3f}{' *' * better}"
+            self.report(f"step {step}, {_minutes(self.elapsed())}: loss {loss:.3f}, {found}")
         now = self.elapsed()
         self._validating, self._validated_at = now - self._validated_at, now
         self._validated_samples = self.samples
@@ -307,7 +311,7 @@ class Bar(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Move the bar."""
-        best = f", best Dice {self.course.best:.3f}" if self.course.best >= 0 else ""
+        best = f", best {self.course.score} {self.course.best:.3f}" if self.course.best >= 0 else ""
         self.bar.update(self.task, completed=self.course.progress, description=f"step {trainer.global_step}{best}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

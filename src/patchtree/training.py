@@ -10,7 +10,8 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -33,9 +34,11 @@ from patchtree.datasets import DataSet, check_data, choose, find_data, split_dat
 from patchtree.detail import Detail, from_dict, to_dict
 from patchtree.ema import Average
 from patchtree.errors import InputError
+from patchtree.image_data import ImageData
 from patchtree.io.images import image_size
+from patchtree.labelled import check_labelled, find_labelled
 from patchtree.losses import loss_of_sums, loss_sums
-from patchtree.metrics import Confusion, dice
+from patchtree.metrics import Confusion, classification_scores, dice, recall
 from patchtree.models.choose import Built, build, pretrained
 from patchtree.models.segmenter import Segmenter
 from patchtree.models.tuning import (
@@ -63,6 +66,8 @@ _HELD_OUT = 0.2
 _LOOKED_AT = 4
 # In a window: what attention and a step's time allow.
 _TOKENS = {"cpu": 300, "gpu": 1024}
+# Of a small image, and the area that a token of a larger one covers, where only its class is wanted.
+_FEW, _AREA = 64, 2400
 # Classes count for more than their pixels in the cross-entropy, for less than one each.
 _BALANCE = 0.5
 # What Lightning warns of although it is meant so.
@@ -92,12 +97,14 @@ class Options:
     seed: int
     density: float
     samples: int
+    task: str = "segment"
 
 
 def train(
     data: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    task: str | None = None,
     max_time: float | None = None,
     max_epochs: int | None = None,
     resume: bool = False,
@@ -123,7 +130,7 @@ def train(
     progress: bool | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Train a segmenter on a data set and leave all that prediction needs in a run folder.
+    """Train a segmenter or a classifier on a data set and leave all that prediction needs in a run folder.
 
     The average weights with the best Dice on whole validation images (mean of the foreground classes, exact) are kept
     in ``weights.safetensors``, all that a resumed training needs in ``last.ckpt`` (renewed every minute), one row a
@@ -132,17 +139,21 @@ def train(
     A run that goes by epochs ends with the same weights whether or not it was killed and resumed on the way. One that
     goes by time remembers how much it had used.
 
+    A classifier sees whole images within the budget, and its best weights are those with the best balanced accuracy.
+
     The loss of a step is that of the windows of all processes together, so ``R`` processes with batches of ``b`` train
     as one with batches of ``R * b`` does.
 
     Args:
-        data: a data set's folder, see `find_data`.
+        data: a data set's folder, see `find_data`; to classify, see `patchtree.labelled.find_labelled`.
         out: the run folder.
+        task: ``"segment"``, a class for every pixel, or ``"classify"``, one for every image; None: ``"segment"``.
         max_time: seconds to train for, all included; None: an hour, unless `max_epochs` is given.
         max_epochs: epochs to train for; an epoch draws as many windows as cover the training images once.
         resume: go on with the run in `out`, if there is one. It keeps its patches, model, split and optimizer.
         patch_size: pixels on a side of a patch, ``p``; None: 16.
-        budget: tokens for an image of median area, others in proportion; None chooses by what the labels need.
+        budget: tokens for an image of median area, others in proportion; None chooses by what the labels need. To
+            classify, larger images get no more, and None chooses by the area and the machine.
         detail: where leaves are small, see `Patcher`; None: ``"residual"``.
         model: by name, see `build_model`; None: ``"patchtree:small"`` on a GPU, ``"patchtree:tiny"`` without.
         head: by name, see `build_model`.
@@ -192,6 +203,7 @@ def train(
     main = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     say = report if main else (lambda line: None)
     asked = {
+        "task": task,
         "patch_size": patch_size,
         "budget": budget,
         "detail": detail,
@@ -207,11 +219,15 @@ def train(
         "seed": seed,
     }
     checkpoint = _load_checkpoint(out) if resume else None
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; choose a folder for the run")
     if main and not resume and any((out / name).exists() for name in (CHECKPOINT, WEIGHTS)):
         raise InputError(f"{out}: holds a run already; resume it (--resume), or choose another folder")
-    dataset = find_data(data)
-    if checkpoint is None:
-        check_data(dataset)
+    config = None if checkpoint is None else load_config(out)
+    classify = (config.task if config else task) == "classify"
+    dataset = find_labelled(data, config.labels if config else None) if classify else find_data(data)
+    if config is None:
+        (check_labelled if classify else check_slides if dataset.slides else check_data)(dataset)
         options = _choose(dataset, asked, accelerator)
         # What the model refuses is told before all images are decoded.
         built = _build(dataset, options)
@@ -222,10 +238,9 @@ def train(
         options = _look(dataset, options, asked, accelerator, out / CACHE)
         config = _plan(dataset, options)
     else:
-        config = load_config(out)
         options = Options(**config.options)
         _check_same(out, asked, options)
-        built = _tune(build(labels=config.labels, **config.model), options)
+        built = _tune(build(labels=config.labels, **config.model, classify=classify), options)
     parts = _open_data(dataset, config, options, out / CACHE, _workers(workers))
     parts.prepare_data()
     parts.setup()
@@ -238,14 +253,14 @@ def train(
                 (out / name).unlink(missing_ok=True)
             save_config(out, config)
     parts.grids = built.model.grids
-    task = Task(built.model, options.lr, built.depths, options.layer_decay)
+    module = _task(dataset, config, built, options)
     goal = f"{max_epochs} epochs" if max_time is None else f"{int(max_time // 60)} min {max_time % 60:.0f} s"
-    _tell(say, config, options, parts, task, f"on {accelerator} for {goal}")
+    _tell(say, config, options, parts, module, f"on {accelerator} for {goal}")
     if checkpoint is None and (built.weights or not options.model.startswith("patchtree:")):
         _tell_weights(say, built, options, parts)
     average = Average(_DECAY)
     max_samples = None if max_epochs is None else max_epochs * options.samples
-    course = Course(out, average, options.lr, options.samples, max_time, max_samples, started, say)
+    course = Course(out, average, options.lr, options.samples, max_time, max_samples, started, say, module.score)
     if checkpoint is not None:
         course.resume(checkpoint)
         if course.progress >= 1:
@@ -276,13 +291,14 @@ def train(
             use_distributed_sampler=False,
         )
         with course.interruptible():
-            trainer.fit(task, parts, ckpt_path=out / CHECKPOINT if course.first_step else None, weights_only=True)
+            trainer.fit(module, parts, ckpt_path=out / CHECKPOINT if course.first_step else None, weights_only=True)
     if course.interrupted:
         say(f"stopped after {trainer.global_step} steps, all is saved; go on with --resume")
         raise KeyboardInterrupt
     if main:
         shutil.rmtree(out / CACHE, ignore_errors=True)
-    say(f"best Dice {course.best:.3f} at step {course.best_step} of {trainer.global_step}; the run is in {out}")
+    best = f"best {course.score} {course.best:.3f} at step {course.best_step}"
+    say(f"{best} of {trainer.global_step}; the run is in {out}")
     return out
 
 
@@ -294,7 +310,12 @@ class Task(LightningModule):
         lr: highest learning rate; `Course` sets the one of each step.
         depths: of the encoder's weights, see `stages`.
         layer_decay: of the rate, from one depth down to the next.
+
+    Attributes:
+        score: what the best weights have most of, in words.
     """
+
+    score = "Dice"
 
     def __init__(
         self, model: Segmenter, lr: float, depths: Mapping[str, int] | None = None, layer_decay: float = 1.0
@@ -338,6 +359,51 @@ class Task(LightningModule):
         return kept_weights(self.model, {name.removeprefix("model."): value for name, value in average.items()})
 
 
+class ImageTask(Task):
+    """What a step and a validation do where every image has a class.
+
+    Args:
+        model: the classifier.
+        lr: as `Task`'s.
+        depths: as `Task`'s.
+        layer_decay: as `Task`'s.
+        shares: of the images to train on, each class's.
+    """
+
+    score = "balanced accuracy"
+    weight: Tensor
+
+    def __init__(
+        self, model: Segmenter, lr: float, depths: Mapping[str, int], layer_decay: float, shares: Sequence[float]
+    ) -> None:
+        super().__init__(model, lr, depths, layer_decay)
+        share = torch.tensor(shares)
+        # A step is of a few images: a class counts for its share of all of them, and those weigh 1 on average.
+        self.register_buffer("weight", share**-_BALANCE / (share ** (1 - _BALANCE)).sum(), persistent=False)
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Give the loss of a batch of images; of several processes Lightning takes the mean."""
+        logits = self.model(batch.tokens, batch.ghosts).float()
+        loss: Tensor = -(logits.log_softmax(-1) * batch.counts[:, 0] * self.weight).sum(-1).mean()
+        self.log("loss", loss.detach(), batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch) -> None:
+        """Compare the prediction of an image with its class."""
+        with torch.autocast("cpu", enabled=False) if self.device.type == "cpu" else nullcontext():
+            found = self.model(batch.tokens, batch.ghosts).argmax(-1)
+        self.confusion.update(found[:, None], batch.counts)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score all images together."""
+        table = self.confusion.compute()
+        self.confusion.reset()
+        self.scores = classification_scores(table) | {
+            f"recall {name}": score for name, score in zip(self.labels, recall(table).tolist(), strict=True)
+        }
+        self.log_dict(self.scores, batch_size=1, sync_dist=True)
+
+
 class _SumOfAll(torch.autograd.Function):
     """The sum over processes, with the gradient that makes the mean of all processes' gradients exact.
 
@@ -359,7 +425,7 @@ class _SumOfAll(torch.autograd.Function):
 
 def _open_data(dataset: DataSet, config: RunConfig, options: Options, cache: Path, workers: int) -> DataModule:
     """Make the data of a run."""
-    return DataModule(
+    return (ImageData if options.task == "classify" else SlideModule if dataset.slides else DataModule)(
         choose(dataset, config.train),
         choose(dataset, config.val),
         Patcher.from_dict(config.patcher),
@@ -374,6 +440,15 @@ def _open_data(dataset: DataSet, config: RunConfig, options: Options, cache: Pat
         mean=config.mean or None,
         std=config.std or None,
     )
+
+
+def _task(dataset: DataSet, config: RunConfig, built: Built, options: Options) -> Task:
+    """Make what is done in a run."""
+    common = (built.model, options.lr, built.depths, options.layer_decay)
+    if config.task != "classify":
+        return Task(*common)
+    counts = Counter(pair.label for pair in choose(dataset, config.train).pairs)
+    return ImageTask(*common, [counts[label] / counts.total() for label in config.labels.values()])
 
 
 def _load_checkpoint(out: Path) -> dict[str, Any] | None:
@@ -392,9 +467,14 @@ def _load_checkpoint(out: Path) -> dict[str, Any] | None:
 
 def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Options:
     """Fill in what was not asked for, from the data and the machine."""
+    classify = asked["task"] == "classify"
+    for name in ("head", "window"):
+        if classify and asked[name] is not None:
+            raise InputError(f"{name} is for masks, images with one class each are seen whole; leave it out")
     model = asked["model"] or ("patchtree:tiny" if accelerator == "cpu" else "patchtree:small")
     trained = pretrained(model, asked["weights"])
     values: dict[str, Any] = {
+        "task": "segment",
         "patch_size": 16,
         "budget": 1,  # and the window: see _look
         "detail": "residual",
@@ -421,7 +501,21 @@ def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Opt
 
 def _look(dataset: DataSet, options: Options, asked: Mapping[str, Any], accelerator: str, cache: Path) -> Options:
     """Choose budget and window, if they were not asked for, by a few of the images to train on and their masks."""
-    areas = [prod(image_size(pair.image)) for pair in dataset.pairs]
+    if dataset.slides:
+        return _look_at_slides(dataset, options, asked, accelerator)
+    shapes = {pair.image: image_size(pair.image) for pair in dataset.pairs}
+    areas = [prod(shape) for shape in shapes.values()]
+    smallest = min(shapes, key=lambda image: max(shapes[image]))
+    if options.patch_size > max(shapes[smallest]):
+        height, width = shapes[smallest]
+        raise InputError(
+            f"{smallest}: is {width} x {height} px, less than a patch of {options.patch_size}; give a smaller one"
+        )
+    if options.task == "classify":
+        train, _ = split_data(dataset, _HELD_OUT, options.seed)
+        enough = min(_TOKENS["cpu" if accelerator == "cpu" else "gpu"], max(_FEW, round(median(areas) / _AREA)))
+        budget = options.budget if asked["budget"] is not None else enough
+        return replace(options, budget=budget, window=0, density=budget / median(areas), samples=len(train))
     if asked["budget"] is None:
         train, _ = split_data(dataset, _HELD_OUT, options.seed)
         images = cache_data(replace(train, pairs=train.pairs[:_LOOKED_AT]), cache)
@@ -436,12 +530,28 @@ def _look(dataset: DataSet, options: Options, asked: Mapping[str, Any], accelera
     return replace(options, density=density, samples=math.ceil(windows))
 
 
+def _look_at_slides(dataset: DataSet, options: Options, asked: Mapping[str, Any], accelerator: str) -> Options:
+    """Choose budget and window by the tissue and the labels of a few of the slides to train on."""
+    train, _ = split_data(dataset, _HELD_OUT, options.seed)
+    slides = look_at(train, options.patch_size)
+    area = median(slide.area for slide in slides)
+    if asked["budget"] is None:
+        patcher = Patcher(options.patch_size, detail=from_dict(options.detail))
+        options = replace(options, budget=max(1, round(density_of(slides, patcher) * area)))
+    density = options.budget / area
+    if asked["window"] is None:
+        options = replace(options, window=choose_side(density, _TOKENS["cpu" if accelerator == "cpu" else "gpu"]))
+    windows = sum(max(1.0, slide.area / options.window**2) for slide in slides)
+    return replace(options, density=density, samples=math.ceil(windows))
+
+
 def _plan(dataset: DataSet, options: Options) -> RunConfig:
     """Describe the run, but for what is measured on the images."""
     train, val = split_data(dataset, _HELD_OUT, options.seed)
     libraries = ("patchtree", "torch", "lightning", "numpy", "opencv-python-headless", "timm")
     return RunConfig(
         labels=dataset.labels,
+        task=options.task,
         ignore=dataset.ignore,
         channels=0,
         mean=(),
@@ -450,6 +560,7 @@ def _plan(dataset: DataSet, options: Options) -> RunConfig:
         density=options.density,
         model={},
         window=options.window,
+        most=options.budget if options.task == "classify" else RunConfig.most,
         train=tuple(pair.name for pair in train.pairs),
         val=tuple(pair.name for pair in val.pairs),
         options=asdict(options),
@@ -464,6 +575,7 @@ def _with_measured(config: RunConfig, parts: DataModule, built: Built) -> RunCon
         config,
         channels=parts.channels,
         dtype=parts.dtype,
+        mpp=median_mpp(parts.slides) if isinstance(parts, SlideModule) else None,
         mean=tuple(parts.mean),
         std=tuple(parts.std),
         model=built.config,
@@ -472,15 +584,16 @@ def _with_measured(config: RunConfig, parts: DataModule, built: Built) -> RunCon
 
 def _build(dataset: DataSet, options: Options) -> Built:
     """Make the model of a new run, for images as the first."""
-    image = dataset.pairs[0].read_image()
+    channels = count_channels(dataset.pairs[0])
     torch.manual_seed(options.seed)
     built = build(
         options.model,
         dataset.labels,
-        channels=image.shape[2] if image.ndim == 3 else 1,
+        channels=channels,
         patch_size=options.patch_size,
         head=options.head,
         weights=options.weights,
+        classify=options.task == "classify",
     )
     _tune(built, options)
     if (options.freeze or options.lora) and not built.weights:
@@ -511,20 +624,22 @@ def _tell(
     say: Callable[[str], None], config: RunConfig, options: Options, parts: DataModule, task: Task, how: str
 ) -> None:
     """Say in three lines what is about to happen."""
-    assert parts.windows is not None
-    height, width = (median(image.shape[axis] for image in parts.windows.images) for axis in (0, 1))
+    slides = parts.slides if isinstance(parts, SlideModule) else ()
+    height, width = (median(image.shape[axis] for image in slides or parts.images) for axis in (0, 1))
     images = (
         f"{len(config.train)} images of {width:.0f} x {height:.0f} px to train on, {len(config.val)} to validate on"
     )
     say(f"data: {images}; {', '.join(config.labels)}")
     p, detail = config.model["patch_size"], config.patcher["detail"]["name"]
     tokens = round(config.density * height * width)
-    seen = "seen whole" if max(height, width) <= config.window else f"windows of {config.window} px"
+    whole = not config.window or max(height, width) <= config.window
+    seen = "seen whole" if whole else f"windows of {config.window} px"
     say(f"patches: {tokens} of {p} x {p} px an image, by {detail}; {seen}")
     counts = [(weight.numel() / 1e6, weight.requires_grad) for weight in task.model.parameters()]
     weights, trained = sum(count for count, _ in counts), sum(count for count, taught in counts if taught)
     some = f", {trained:.1f} M of them trained" if trained < 0.95 * weights else ""
     head = f" with the {config.model['head']} head" if config.model["head"] else " through the mosaic"
+    head = "" if config.task == "classify" else head
     say(f"model: {options.model}{head}, {weights:.1f} M weights{some}; batches of {parts.batch_size} {how}")
 
 

@@ -46,6 +46,7 @@ def test_every_option_reaches_the_library(run: Run, tmp_path: Path, monkeypatch:
     known = get_type_hints(training.train)
     monkeypatch.setattr(training, "train", train)
     given = {
+        "task": "classify",
         "max_time": "00:10:05",
         "max_epochs": 3,
         "patch_size": 8,
@@ -230,10 +231,17 @@ def test_models_that_cannot_be(words: list[str], message: str, run: Run, trained
         (["--window", "0"], "window 0"),
         (["--batch-size", "0"], "batch_size 0"),
         (["--max-epochs", "0"], "max_epochs"),
+        (["--patch-size", "4096", "--model", "patchtree:tiny"], "px, less than a patch of 4096; give a smaller one"),
+        (["--devices", "9999"], "devices 9999 would start as many processes"),
     ],
 )
 def test_options_that_cannot_be(words: list[str], message: str, run: Run, trained: Trained, tmp_path: Path) -> None:
     assert run("train", trained.data, "--out", tmp_path / "run", *words).failed_with(message)
+
+
+def test_a_file_in_the_place_of_the_run(run: Run, trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    assert run("train", trained.data, "--out", tmp_path / "run").failed_with("run: is a file; choose a folder")
 
 
 def test_no_data(run: Run, tmp_path: Path) -> None:

@@ -13,6 +13,13 @@ from patchtree.cli.common import DetailName, given, parse_time, verb
 _PATCHES, _TRAINING, _MACHINE = "Patches and model", "Training", "Machines"
 
 
+class TaskName(str, Enum):
+    """What is learned."""
+
+    segment = "segment"
+    classify = "classify"
+
+
 class HeadName(str, Enum):
     """The heads that have a name."""
 
@@ -37,6 +44,10 @@ def parse_blocks(text: str) -> int:
 def train(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder with images/ and masks/ of the same names.")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder for the run.")],
+    task: Annotated[
+        TaskName | None,
+        typer.Option(help="A class for every pixel (default), or for every image: DATA/labels.csv has name,label."),
+    ] = None,
     max_time: Annotated[
         float | None,
         typer.Option(parser=parse_time, metavar="HH:MM:SS", help="How long to train, all included. (default 01:00:00)"),
@@ -125,6 +136,9 @@ def train(
     well. A fifth of the images is kept for validation, unless
     DATA/splits.json says otherwise. RUN receives all that prediction needs.
 
+    With --task classify every image has one class, which DATA/labels.csv names
+    in lines of name,label; masks/ is not looked at.
+
     Example: patchtree train glands --out runs/glands --max-time 00:20:00
 
     Example: patchtree train glands --out runs/vit --model timm:vit_small_patch16_224 --weights pretrained
@@ -132,6 +146,7 @@ def train(
     from patchtree.training import train
 
     options = given(
+        task=task,
         max_time=max_time,
         max_epochs=max_epochs,
         resume=resume,

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from patchtree.models.adapt.base import Adapted, Encoded, masked_mean
-from patchtree.models.heads import even_classes
-from patchtree.models.mesh import MeshEncoder
+from patchtree.models.mesh import MeshEncoder, even_classes
 from patchtree.models.segmenter import Segmenter, label_names
 from patchtree.models.tuning import evaluating, trial_tokens
 from patchtree.tokens import Tokens
