@@ -410,8 +410,9 @@ def check_killed(times: int, many: Path, run: Run, tmp_path: Path) -> None:
     whole = time.perf_counter() - started
     rng = random.Random(0)
     done: dict[str, int] = {}
+    codes = set()
     for at in range(times):
-        kill_after(rng.uniform(0.4, 1.0) * whole, *words)
+        codes.add(kill_after(rng.uniform(0.4, 1.0) * whole, *words))
         for path in out.glob("*.npz"):
             assert len(Patches.load(path)) == 59
         for path in out.glob("*.png"):
@@ -424,6 +425,7 @@ def check_killed(times: int, many: Path, run: Run, tmp_path: Path) -> None:
         if at % 4 == 3:
             shutil.rmtree(out)
             done = {}
+    assert -signal.SIGKILL in codes
     last: Result = run(*words)
     assert (last.code, last.err) == (0, "")
     assert [{name: value for name, value in one.items() if name not in ("seconds", "files")} for one in last.json] == [
@@ -439,6 +441,35 @@ def check_killed(times: int, many: Path, run: Run, tmp_path: Path) -> None:
             np.testing.assert_array_equal(one.pixels, other.pixels)
     # Not even temporary files are left.
     assert not [path for path in out.rglob(".*") if path.is_file()]
+
+
+def test_killed_in_the_middle_of_writing(many: Path, run: Run, tmp_path: Path) -> None:
+    """Half of the patches of the third slide are on the disk when the process ends."""
+    code = """
+import os, signal
+import numpy as np
+from patchtree.cli import main
+save, calls = np.savez_compressed, []
+def killed(file, **arrays):
+    calls.append(file)
+    if len(calls) == 3:
+        file.write(b"PK" * 1000)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(file, **arrays)
+np.savez_compressed = killed
+main()
+"""
+    out = tmp_path / "out"
+    words = ("patch", many, "--out", out, *OPTIONS)
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    half = [name for name in outputs(out) if name.startswith(".c-")]
+    assert len(half) == 1
+    assert outputs(out)[1:] == ["a.npz", "a_leaves.png", "b.npz", "b_leaves.png"]
+    result = run(*words, "--resume")
+    assert (result.code, result.out.splitlines()[0]) == (0, "2 of 4 were done before and are skipped")
+    assert outputs(out)[::2] == ["a.npz", "b.npz", "c.npz", "d.npz"]
 
 
 def test_killed_at_random_moments(many: Path, run: Run, tmp_path: Path) -> None:

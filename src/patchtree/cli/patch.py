@@ -293,7 +293,7 @@ def _count(tree: Tree) -> dict[str, Any]:
 
 
 def _measure_tissue(tree: Tree, patcher: Patcher) -> dict[str, Any]:
-    """Bound the share of tissue: of cells that were opened, at the finest size at which the others are known to be empty.
+    """Bound the share of tissue by the cells that were opened, of the finest size of which the others are surely empty.
 
     They are where there were leaves enough to open all that came up, or where leaves were left over.
     """
