@@ -34,6 +34,7 @@ ORDER = (
     "datasets",
     "labelled",
     "cache",
+    "slide_sources",
     "budget",
     "data",
     "image_data",
@@ -43,6 +44,7 @@ ORDER = (
     "schedule",
     "training",
     "inference",
+    "image_inference",
     "cli",
 )
 CORE = ORDER[: ORDER.index("tokens")]

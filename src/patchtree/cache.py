@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,18 @@ _PLACES = 10_000
 _SAMPLES = 1 << 20
 _STRIP = 1 << 22
 _FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
+
+
+class Measured(Protocol):
+    """An image whose colours are known; see `Cached`."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel."""
+
+    @property
+    def square(self) -> tuple[float, ...]:
+        """Mean square of each channel."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ def cache_data(
     return tuple(cached)
 
 
-def statistics(images: Sequence[Cached]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(images: Sequence[Measured]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Give the mean and the standard deviation of each channel, every image counting the same.
 
     They are measured on up to a million pixels an image, evenly spaced, on the scale of `patchtree.collate`.

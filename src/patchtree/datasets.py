@@ -7,7 +7,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from patchtree.errors import InputError
 from patchtree.io.images import IMAGE_SUFFIXES, image_size, read_image, read_mask
+from patchtree.io.slides import open_slide
 from patchtree.slide_sets import find_slides, label_names
 
 _LAYOUTS = (("images", "masks"), ("imagesTr", "labelsTr"))
@@ -58,6 +59,18 @@ class Pair:
             InputError: a file cannot be read, or the channels' files differ in size or type.
         """
         return read_channels((self.image, *self.channels))
+
+    def count_channels(self) -> int:
+        """Give the number of channels; of a slide only the header is read.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        if self.slide:
+            with open_slide(self.image) as slide:
+                return slide.channels
+        image = self.read_image()
+        return image.shape[2] if image.ndim == 3 else 1
 
     def read_mask(self) -> NDArray[Any]:
         """Read the mask, ``(H, W)`` class ids.
@@ -143,7 +156,15 @@ def check_data(dataset: DataSet) -> None:
     Raises:
         InputError: names the first file that is at fault, and how many more are.
     """
-    problems, pixels = survey_data(dataset)
+    refuse(dataset, *survey_data(dataset))
+
+
+def refuse(dataset: DataSet, problems: Sequence[str], pixels: Mapping[str, int]) -> None:
+    """Refuse a data set for what was found by a survey of it.
+
+    Raises:
+        InputError: there are problems.
+    """
     if problems:
         more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
         raise InputError(problems[0] + more)

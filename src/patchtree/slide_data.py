@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,16 +15,14 @@ from torch.utils.data import Dataset
 from patchtree.augment import Window as Turn
 from patchtree.augment import place, vary_colours, vary_detail
 from patchtree.budget import choose_density
-from patchtree.cache import locate
+from patchtree.cache import statistics
 from patchtree.data import DataModule, Sample
-from patchtree.datasets import DataSet, Pair
-from patchtree.errors import InputError
 from patchtree.foveate import Box, Window, merge
 from patchtree.io.coverage import count_part
 from patchtree.io.slides import Slide, open_slide
 from patchtree.patcher import Patcher, Patches
-from patchtree.slide_inference import find_tissue
-from patchtree.slide_sets import Drawing, Labels, open_labels
+from patchtree.slide_sets import Labels, open_labels
+from patchtree.slide_sources import SlideSource, look_at
 from patchtree.slides.cut import cut_halved
 from patchtree.slides.halved import Halved, threads
 from patchtree.slides.lazy import refine_halved
@@ -42,131 +36,10 @@ _SIDES = (256, 8192)
 _VALIDATED, _OF_EACH = 128, (4, 32)
 # Slides that a process holds open, bytes of tiles for one sample, and trees of whole slides.
 _OPEN, _TILES, _TREES = 8, 32 << 20, 64
-# What is read of a slide to measure its colours, and of the first few to choose the density.
-_MEASURED, _MEASURED_SIDE = 64, 128
+# What is read of the first few slides to choose the density.
 _LOOKED_AT, _LOOKED_AT_SIDE = 4, 2048
-_FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
-# Where the pixels of slides differ by more than this factor, things differ in size.
-_SAME_SIZE = 1.25
 # Pixels around a patch for what blurs it.
 _MARGIN = 5
-
-
-@dataclass(frozen=True, eq=False)
-class SlideSource:
-    """A slide with labels, and what is known of all of it.
-
-    Attributes:
-        pair: the files.
-        labels: name to id.
-        ignore: id of pixels without a label.
-        shape: ``(H, W)`` in pixels.
-        channels: number of channels, ``C``.
-        dtype: name of the pixels' type.
-        mpp: micrometres along a pixel, (y, x), or None.
-        tissue: cells of `side` pixels where there is something to see.
-        side: of a cell in pixels.
-        pixels: ``(K,)`` pixels of each class, as far as a coarse level of the mask tells.
-        places: for each class ``(M, 2)`` rows and columns of some of its pixels.
-        mean: ``(C,)`` of the tissue, on the scale of `patchtree.collate`.
-        square: ``(C,)`` mean square, on the same scale.
-        drawing: the polygons, where the labels are some.
-        notes: what is unusual about the labels.
-    """
-
-    pair: Pair
-    labels: dict[str, int]
-    ignore: int | None
-    shape: tuple[int, int]
-    channels: int
-    dtype: str
-    mpp: tuple[float, float] | None
-    tissue: NDArray[np.bool_] = field(repr=False)
-    side: int
-    pixels: NDArray[np.float64]
-    places: tuple[NDArray[np.int64], ...] = field(repr=False)
-    mean: NDArray[np.float64]
-    square: NDArray[np.float64]
-    drawing: Drawing | None = field(repr=False)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The slide's name."""
-        return self.pair.name
-
-    @property
-    def area(self) -> int:
-        """Pixels of tissue."""
-        return self.tissue_in((0, 0, *self.shape))
-
-    def tissue_in(self, box: Box) -> int:
-        """Count the pixels of tissue in a box."""
-        rows, columns = (
-            np.diff(np.clip(np.arange(count + 1) * self.side, low, min(high, most))).astype(float)
-            for count, low, high, most in zip(self.tissue.shape, box[:2], box[2:], self.shape, strict=True)
-        )
-        return round(float(rows @ self.tissue @ columns))
-
-
-def look_at(dataset: DataSet, patch_size: int = 16) -> tuple[SlideSource, ...]:
-    """Look at all slides of a data set; what was seen is remembered while the files stay the same.
-
-    Read are headers, annotations, a coarse level of masks, what shows where there is tissue, and some of it.
-
-    Raises:
-        InputError: a file cannot be read, or they do not fit each other.
-    """
-    return tuple(_look_at(dataset, pair, patch_size) for pair in dataset.pairs)
-
-
-def survey_slides(dataset: DataSet, patch_size: int = 16) -> tuple[list[str], dict[str, int]]:
-    """List what would spoil a training, a line each, and estimate the pixels of each class.
-
-    Pixel sizes that differ and masks that are smaller than their slides are warnings.
-    """
-    problems: list[str] = []
-    sources: list[SlideSource] = []
-    for pair in dataset.pairs:
-        try:
-            sources.append(_look_at(dataset, pair, patch_size))
-        except InputError as error:
-            problems.append(str(error))
-    for source in sources[1:]:
-        kinds = [f"{one.channels} channels of {one.dtype}" for one in (source, sources[0])]
-        if kinds[0] != kinds[1]:
-            problems.append(
-                f"{source.pair.image}: has {kinds[0]}, {sources[0].pair.image.name} {kinds[1]}; make them equal"
-            )
-    for note in dict.fromkeys(note for source in sources for note in source.notes):
-        having = [source.pair.mask for source in sources if note in source.notes]
-        more = f" and {len(having) - 1} more" if len(having) > 1 else ""
-        warnings.warn(f"{having[0]}{more}: {note}", stacklevel=2)
-    sizes = {source.name: _mpp(source) for source in sources}
-    known = {name: size for name, size in sizes.items() if size is not None}
-    if 0 < len(known) < len(sizes):
-        alone = next(name for name, size in sizes.items() if size is None)
-        warnings.warn(f"{dataset.root}: {alone} has no pixel size, as other slides have", stacklevel=2)
-    if known and max(known.values()) > _SAME_SIZE * min(known.values()):
-        (small, least), (large, most) = (choose(known.items(), key=lambda item: item[1]) for choose in (min, max))
-        warnings.warn(
-            f"{dataset.root}: pixels are {least:.4g} µm in {small}, {most:.4g} µm in {large}; things differ in size, "
-            "which training does not mend",
-            stacklevel=2,
-        )
-    pixels = np.sum([source.pixels for source in sources], axis=0) if sources else np.zeros(len(dataset.labels))
-    if not problems and np.count_nonzero(pixels) < 2:
-        what = repr(list(dataset.labels)[int(pixels.argmax())]) if pixels.any() else "ignored"
-        problems.append(
-            f"{dataset.root}: all that is seen of the labels is {what}; there is nothing to learn from, check them"
-        )
-    return problems, {name: round(count) for name, count in zip(dataset.labels, pixels.tolist(), strict=True)}
-
-
-def median_mpp(sources: Sequence[SlideSource]) -> float | None:
-    """Give the median of the micrometres along a pixel; None where no slide tells."""
-    known = [size for size in map(_mpp, sources) if size is not None]
-    return median(known) if known else None
 
 
 def choose_side(density: float, tokens: int) -> int:
@@ -440,7 +313,7 @@ class SlideModule(DataModule):
         if self.density is None:
             self.density = density_of(slides, self.patcher)
         if self.mean is None or self.std is None:
-            self.mean, self.std = _statistics(slides)
+            self.mean, self.std = statistics(slides)
         self.windows = SlideWindows(
             slides,
             self.patcher,
@@ -461,71 +334,6 @@ class SlideModule(DataModule):
         for samples in (self.windows, self.whole):
             if isinstance(samples, SlideWindows | SlideParts):
                 samples.handles.close()
-
-
-def _look_at(dataset: DataSet, pair: Pair, patch_size: int) -> SlideSource:
-    changed = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in (pair.image, pair.mask))
-    return _look(pair, tuple(dataset.labels.items()), dataset.ignore, patch_size, changed)
-
-
-@lru_cache(maxsize=1 << 12)
-def _look(
-    pair: Pair, names: tuple[tuple[str, int], ...], ignore: int | None, patch_size: int, changed: tuple[int, ...]
-) -> SlideSource:
-    labels = dict(names)
-    with open_slide(pair.image) as slide:
-        known = open_labels(pair.mask, slide.shape, labels, ignore)
-        try:
-            ids, scale = known.coarse()
-        finally:
-            known.close()
-        with threads(1) as pool:
-            tissue, side = find_tissue(Halved(slide, _TILES), pool, patch_size)
-        if not tissue.any():
-            raise InputError(f"{pair.image}: has no tissue that is seen; remove it from the data set")
-        sample = _sample_tissue(slide, tissue, side)
-        pixels, places = locate(ids, len(labels), zlib.crc32(pair.name.encode()))
-        return SlideSource(
-            pair,
-            labels,
-            ignore,
-            slide.shape,
-            slide.channels,
-            slide.dtype.name,
-            slide.mpp,
-            tissue,
-            side,
-            np.asarray(pixels * math.prod(scale), np.float64),
-            tuple(np.asarray((found + 0.5) * scale, np.int64) for found in places),
-            sample.mean(axis=0),
-            np.square(sample).mean(axis=0),
-            known if isinstance(known, Drawing) else None,
-            known.notes,
-        )
-
-
-def _sample_tissue(slide: Slide, tissue: NDArray[np.bool_], side: int) -> NDArray[np.float64]:
-    """Read pixels from evenly spaced cells of tissue, ``(M, C)``, on the scale of `patchtree.collate`."""
-    cells = np.argwhere(tissue)
-    chosen = cells[np.linspace(0, len(cells) - 1, min(_MEASURED, len(cells))).round().astype(int)]
-    values = []
-    for y, x in (chosen * side + side // 2).tolist():
-        bottom, right = (min(low + _MEASURED_SIDE // 2, most) for low, most in zip((y, x), slide.shape, strict=True))
-        part = slide.read(0, max(bottom - _MEASURED_SIDE, 0), max(right - _MEASURED_SIDE, 0), bottom, right)
-        values.append(part.reshape(-1, slide.channels).astype(np.float64))
-    return np.concatenate(values) / _FULL_SCALE.get(slide.dtype.name, 1.0)
-
-
-def _statistics(sources: Sequence[SlideSource]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Give the mean and the standard deviation of each channel, every slide counting the same."""
-    mean, square = (np.mean([getattr(source, name) for source in sources], axis=0) for name in ("mean", "square"))
-    std = np.sqrt(np.maximum(square - mean**2, 0))
-    std[std < 1e-6 * np.maximum(1, np.abs(mean))] = 1
-    return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _mpp(source: SlideSource) -> float | None:
-    return None if source.mpp is None else math.sqrt(source.mpp[0] * source.mpp[1])
 
 
 def _vary(patches: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:

@@ -52,6 +52,8 @@ from patchtree.models.tuning import (
 from patchtree.patcher import Patcher
 from patchtree.runs import CACHE, CHECKPOINT, LOGS, METRICS, WEIGHTS, RunConfig, load_config, save_config
 from patchtree.schedule import Bar, Course
+from patchtree.slide_data import SlideModule, SlideParts, choose_side, density_of
+from patchtree.slide_sources import check_slides, look_at, median_mpp
 
 _DEFAULT_TIME = 3600.0
 # Of models that begin with random weights; trained ones are moved less, the more so the deeper they lie.
@@ -584,12 +586,11 @@ def _with_measured(config: RunConfig, parts: DataModule, built: Built) -> RunCon
 
 def _build(dataset: DataSet, options: Options) -> Built:
     """Make the model of a new run, for images as the first."""
-    channels = count_channels(dataset.pairs[0])
     torch.manual_seed(options.seed)
     built = build(
         options.model,
         dataset.labels,
-        channels=channels,
+        channels=dataset.pairs[0].count_channels(),
         patch_size=options.patch_size,
         head=options.head,
         weights=options.weights,
@@ -626,15 +627,20 @@ def _tell(
     """Say in three lines what is about to happen."""
     slides = parts.slides if isinstance(parts, SlideModule) else ()
     height, width = (median(image.shape[axis] for image in slides or parts.images) for axis in (0, 1))
+    area = median(slide.area for slide in slides) if slides else height * width
+    what = "slides" if slides else "images"
     images = (
-        f"{len(config.train)} images of {width:.0f} x {height:.0f} px to train on, {len(config.val)} to validate on"
+        f"{len(config.train)} {what} of {width:.0f} x {height:.0f} px to train on, {len(config.val)} to validate on"
     )
+    if isinstance(parts.whole, SlideParts):
+        images += f" by {len(parts.whole)} windows"
     say(f"data: {images}; {', '.join(config.labels)}")
     p, detail = config.model["patch_size"], config.patcher["detail"]["name"]
-    tokens = round(config.density * height * width)
+    tokens = round(config.density * area)
     whole = not config.window or max(height, width) <= config.window
     seen = "seen whole" if whole else f"windows of {config.window} px"
-    say(f"patches: {tokens} of {p} x {p} px an image, by {detail}; {seen}")
+    shown = "for the tissue of a slide" if slides else "an image"
+    say(f"patches: {tokens} of {p} x {p} px {shown}, by {detail}; {seen}")
     counts = [(weight.numel() / 1e6, weight.requires_grad) for weight in task.model.parameters()]
     weights, trained = sum(count for count, _ in counts), sum(count for count, taught in counts if taught)
     some = f", {trained:.1f} M of them trained" if trained < 0.95 * weights else ""
