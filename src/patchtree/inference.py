@@ -16,7 +16,7 @@ from torch import Tensor
 
 from patchtree.datasets import Pair
 from patchtree.errors import InputError
-from patchtree.models.choose import build_model
+from patchtree.models.choose import build
 from patchtree.models.segmenter import Segmenter
 from patchtree.patcher import Patches
 from patchtree.patches import paint
@@ -26,7 +26,8 @@ from patchtree.tree import Tree
 
 # Numbers that are painted at a time: 256 MiB of float32.
 _BAND = 1 << 26
-_AXES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (0, 1))
+# Axes that an image is flipped along.
+VIEWS: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (0, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ class Predictor:
         """
         self.check(image.shape[2] if image.ndim == 3 else 1, image.dtype)
         height, width = image.shape[:2]
-        views = [(axes, *self._predict(np.flip(image, axes))) for axes in (_AXES if flips else _AXES[:1])]
+        views = [(axes, *self._predict(np.flip(image, axes))) for axes in (VIEWS if flips else VIEWS[:1])]
         rows = max(1, _BAND // (width * len(self.config.labels)))
         for top in range(0, height, rows):
             bottom = min(height, top + rows)
@@ -99,7 +100,7 @@ class Predictor:
         return self.in_patches(patches), patches.tree
 
     def in_patches(self, patches: Patches) -> NDArray[np.float32]:
-        """Predict the probability of each class at every patch pixel of one image, ``(N, p, p, K)``."""
+        """Predict the probability of each class at every patch pixel, ``(N, p, p, K)``, or of the image, ``(K,)``."""
         tokens = collate([patches], self.config.mean, self.config.std).to(self.device)
         half = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
         with torch.inference_mode(), half:
@@ -128,21 +129,27 @@ class Predictor:
             )
 
 
-def load(run: str | os.PathLike[str], device: torch.device | str | None = None, *, smooth: bool = True) -> Predictor:
+def load(
+    run: str | os.PathLike[str], device: torch.device | str | None = None, *, smooth: bool = True, task: str = "segment"
+) -> Predictor:
     """Load the best weights of a run for prediction; no pickle is involved.
 
     Args:
         run: the folder that `patchtree.training.train` filled.
         device: such as ``"cpu"`` or ``"cuda:1"``; None: a GPU where there is one.
         smooth: see `Predictor`.
+        task: what the run must have been trained for: ``"segment"``, or ``"classify"``, see
+            `patchtree.image_inference.classify`.
 
     Raises:
-        InputError: the folder is missing, incomplete, damaged or of another version, a package that its model needs is
-            not here, or there is no such device.
+        InputError: the folder is missing, incomplete, damaged, of another version or task, a package that its model
+            needs is not here, or there is no such device.
     """
     config = load_config(run)
+    if config.task != task:
+        raise InputError(f"{run}: was trained to {config.task}, and {task} is wanted; name another run")
     chosen = _device(device)
-    model = build_model(labels=config.labels, **config.model)
+    model = build(labels=config.labels, **config.model, classify=task == "classify").model
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     model.load_state_dict(load_weights(run, shapes))
     return Predictor(config, model.to(chosen).eval(), chosen, smooth)

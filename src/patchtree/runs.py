@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 2
-TASKS = ("segment", "classify")
+# Tasks, and by which score their best weights are chosen.
+SCORES = {"segment": "dice", "classify": "balanced accuracy"}
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 CHECKPOINT = "last.ckpt"
@@ -125,7 +126,7 @@ def load_config(run: str | os.PathLike[str]) -> RunConfig:
             and len(config.labels) > 0
             and len(config.mean) == len(config.std) == config.channels == config.model.get("channels", config.channels)
             and isinstance(config.model["name"], str)
-            and config.task in TASKS
+            and config.task in SCORES
         )
         if not whole:
             raise ValueError("its labels, channels, normalisation and model do not fit each other")

@@ -1,4 +1,4 @@
-"""`patchtree evaluate`: a run and a data set in, Dice and IoU out."""
+"""`patchtree evaluate`: a run and a data set in, Dice and IoU or accuracies out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchtree.cli.classify import print_scores, score_labels
 from patchtree.cli.common import Device, Flips, Json, Run, given, print_json, progress, verb
 from patchtree.errors import InputError
 
@@ -32,7 +33,9 @@ def evaluate(
 
     Pixels are those of the original images. Dice and IoU are of the pixels of
     all images together; the means are over images, of those that have the
-    class or were given it.
+    class or were given it. Of a run that labels whole images: accuracy,
+    balanced accuracy (mean recall) and macro F1, precision and recall of each
+    class, and how many images of it were given each class.
 
     Images with the name of one that the run was trained on are left out, and
     their number is told; --all takes them too. The best weights were chosen on
@@ -42,11 +45,17 @@ def evaluate(
     """
     from patchtree.datasets import choose, find_data
     from patchtree.inference import load
+    from patchtree.labelled import find_labelled
+    from patchtree.runs import load_config
 
-    predictor = load(run, **given(device=device))
+    classify = load_config(run).task == "classify"
+    predictor = load(run, task="classify" if classify else "segment", **given(device=device))
     config = predictor.config
-    dataset = find_data(data)
-    _check_labels(data, dataset, config)
+    if classify:
+        dataset = find_labelled(data, config.labels)
+    else:
+        dataset = find_data(data)
+        _check_labels(data, dataset, config)
     trained = {pair.name for pair in dataset.pairs} & set(config.train)
     left_out = 0 if everything else len(trained)
     if left_out:
@@ -57,7 +66,7 @@ def evaluate(
             )
         dataset = choose(dataset, others)
     with progress("Evaluating", len(dataset)) as step:
-        result = score(predictor, dataset.pairs, flips, step)
+        result = (score_labels if classify else score)(predictor, dataset.pairs, flips, step)
     trained_on = sum(pair.name in config.train for pair in dataset.pairs)
     chosen_on = sum(pair.name in config.val for pair in dataset.pairs)
     if json:
@@ -71,7 +80,7 @@ def evaluate(
     ]
     seen = "".join(f"; {number} {what}" for number, what in notes if number)
     typer.echo(f"{run} on {data}: {len(dataset)} image{'s' if len(dataset) > 1 else ''}{seen}")
-    _print_table(result)
+    (print_scores if classify else _print_table)(result)
 
 
 def score(

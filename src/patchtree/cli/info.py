@@ -33,11 +33,12 @@ def info(
     Of an image: shape, type, range and noise (the standard deviation, estimated
     from the finest details); of a mask also the share of each id. Of a slide:
     what it is and what reads it, its levels with their true downsamples, its
-    pixel size. Of a data folder: images, labels and their shares of the pixels,
-    the split that training makes, and all that training would refuse, with exit
-    code 1. Of patches and trees: how many leaves of which size. Of a run:
-    labels, patches, model, validation score. Of a folder that patch or predict
-    wrote to: how many inputs are done, and why others failed, with exit code 1.
+    pixel size. Of a data folder: images, labels and their shares of the pixels
+    (of the images, where labels.csv gives each a class), the split that
+    training makes, and all that training would refuse, with exit code 1. Of
+    patches and trees: how many leaves of which size. Of a run: labels, patches,
+    model, validation score. Of a folder that patch or predict wrote to: how
+    many inputs are done, and why others failed, with exit code 1.
 
     Example: patchtree info image.png slide.svs slide.npz glands runs/glands
     """
@@ -102,9 +103,12 @@ def _outputs(path: str) -> dict[str, Any]:
 
 def _data(path: str) -> dict[str, Any]:
     from patchtree.datasets import find_data, split_data, survey_data
+    from patchtree.labelled import TABLE, find_labelled, survey_labelled
 
-    dataset = find_data(path)
-    problems, pixels = survey_data(dataset)
+    # Beside masks the table may be of something else.
+    classify = Path(path, TABLE).is_file() and not Path(path, "masks").is_dir()
+    dataset = (find_labelled if classify else find_data)(path)
+    problems, pixels = (survey_labelled if classify else survey_data)(dataset)
     channels: Counter[str] = Counter()
     types: Counter[str] = Counter()
     kinds: dict[str, str] = {}
@@ -220,17 +224,19 @@ def _describe_tree(tree: Any) -> dict[str, Any]:
 
 
 def _run(path: str) -> dict[str, Any]:
-    from patchtree.runs import CONFIG, METRICS, WEIGHTS, load_config
+    from patchtree.runs import CONFIG, METRICS, SCORES, WEIGHTS, load_config
 
     if not Path(path, CONFIG).exists():
         raise InputError(
             f"{path}: neither a run ({CONFIG}) nor a data folder (images/ or imagesTr/); name one, or the files in it"
         )
     config = load_config(path)
-    scores = _validations(Path(path, METRICS))
-    best = max(scores, key=lambda row: float(row["dice"]), default=None)
+    score = SCORES[config.task]
+    scores = _validations(Path(path, METRICS), score)
+    best = max(scores, key=lambda row: float(row[score]), default=None)
     return {
         "kind": "run",
+        "task": config.task,
         "labels": config.labels,
         "channels": config.channels,
         "model": config.model["name"],
@@ -240,7 +246,7 @@ def _run(path: str) -> dict[str, Any]:
         "window": config.window,
         "train": len(config.train),
         "val": len(config.val),
-        "dice": float(best["dice"]) if best else None,
+        score.replace(" ", "_"): float(best[score]) if best else None,
         "best_step": int(best["step"]) if best else None,
         "steps": int(scores[-1]["step"]) if scores else 0,
         "seconds": float(scores[-1]["seconds"]) if scores else 0.0,
@@ -249,7 +255,7 @@ def _run(path: str) -> dict[str, Any]:
     }
 
 
-def _validations(path: Path) -> list[dict[str, str]]:
+def _validations(path: Path, score: str) -> list[dict[str, str]]:
     """Read a run's validations, none if there are none yet.
 
     Raises:
@@ -261,7 +267,7 @@ def _validations(path: Path) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         for row in rows:
-            float(row["dice"]), int(row["step"]), float(row["seconds"])
+            float(row[score]), int(row["step"]), float(row["seconds"])
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchtree.cli.classify import predict_labels, refuse
 from patchtree.cli.common import (
     Device,
     Flips,
@@ -111,7 +112,7 @@ def predict(
     workers: Workers = None,
     json: Json = False,
 ) -> None:
-    """Predict the masks of images and slides with a trained run.
+    """Predict the masks of images and slides, or the classes of images, with a trained run.
 
     For each image writes STEM.png, a mask of class ids of the image's own size
     (STEM.tif where the image is too large for PNG). nnU-Net's CASE_0000.tif,
@@ -122,14 +123,22 @@ def predict(
     size. Its tissue is predicted window by window; what is glass is of class 0.
     With --resume, a slide goes on where it was killed.
 
+    A run that labels whole images (train --task classify) writes
+    predictions.csv: name, label and a probability for each class.
+
     Example: patchtree predict runs/glands slides/ photo.jpg --out masks --geojson --overlay
     """
     from patchtree.inference import load
     from patchtree.jobs import fingerprint
-    from patchtree.runs import CONFIG, WEIGHTS
+    from patchtree.runs import CONFIG, WEIGHTS, load_config
 
-    predictor = load(run, **given(device=device))
+    task = load_config(run).task
+    predictor = load(run, task=task, **given(device=device))
     inputs, failed = gather_inputs(images, manifest)
+    if task == "classify":
+        refuse(probabilities=probabilities, geojson=geojson, overlay=overlay, mpp=mpp, min_mpp=min_mpp)
+        refuse(resume=resume, num_parts=num_parts != 1, part_id=part_id is not None, workers=workers)
+        return predict_labels(predictor, inputs, out, flips, json, failed)
     slides = [one for one in inputs if _is_slide(one)]
     if slides and flips:
         raise InputError(f"{slides[0].path}: --flips is for images, not for slides; predict slides without it")
