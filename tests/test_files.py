@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from patchtree.errors import InputError
-from patchtree.files import replacing
+from patchtree.files import replacing, sweep
 
 
 def test_the_new_file_replaces_the_old_one(tmp_path: Path) -> None:
@@ -75,3 +75,23 @@ write_mask({str(tmp_path / name)!r}, noise)
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith(f"patchtree.errors.InputError: {tmp_path / name}: cannot be written, file too large; free")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sweeping_takes_only_what_was_left_of_these_files(tmp_path: Path) -> None:
+    left = [".a-0123abcd.npz", ".a.b.ome-0123abcd.tif", ".c-d-0123abcd"]
+    others = [".b-0123abcd.npz", ".a-0123abcd.png", ".a-0123.npz", "a.npz", ".a.npz", "a-0123abcd.npz", ".hidden"]
+    for name in (*left, *others):
+        (tmp_path / name).touch()
+    sweep([tmp_path / "a.npz", tmp_path / "a.b.ome.tif", tmp_path / "c-d", tmp_path / "none" / "b.npz"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.b.ome.tif", "c-d", "x_0001.png"])
+def test_sweeping_knows_the_names_that_replacing_gives(name: str, tmp_path: Path) -> None:
+    with replacing(tmp_path / name) as temporary:
+        temporary.touch()
+        sweep([tmp_path / "other", tmp_path / f"b{name}"])
+        assert temporary.exists()
+        sweep([tmp_path / name])
+        assert not temporary.exists()
+        temporary.touch()

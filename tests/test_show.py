@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from patchtree import InputError, Patcher, Tree
-from patchtree.show import show
+from patchtree.show import show, show_small
 from strategies import trees
 
 
@@ -122,3 +122,13 @@ def test_a_stray_float_leaves_the_rest_to_be_seen() -> None:
     expected = show(image, tree)
     image[3, 4], image[5, 6] = 3e38, -3e38
     assert np.abs(show(image, tree).astype(int) - expected).mean() < 1
+
+
+def test_a_small_picture_gets_the_lines_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (128, 192, 3), np.uint8)
+    tree = Tree.uniform((128, 192), 16, level=1)
+    np.testing.assert_array_equal(show_small(image, tree), show(image, tree))
+    lines = show_small(np.zeros((64, 96), np.uint8), tree, max_side=96)[..., 1]
+    assert set(np.flatnonzero(lines[5])) == {16, 32, 48, 64, 80}
+    assert set(np.flatnonzero(lines[:, 5])) == {16, 32, 48}

@@ -266,6 +266,23 @@ def test_other_options_are_other_work(words: tuple[Any, ...], run: Run, slide: P
     assert "skipped" not in run(*command).out
 
 
+def test_what_other_options_have_begun_to_overwrite_is_not_done(
+    run: Run, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("patch", slide, "--out", tmp_path, *OPTIONS)
+    run(*command)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("patchtree.io.images.write_image", stop)
+        assert run(*command, "--budget", 30).code == 130
+    assert len(Patches.load(tmp_path / "slide.npz")) <= 30
+    assert "skipped" not in run(*command, "--resume").out
+    assert len(Patches.load(tmp_path / "slide.npz")) == 59
+
+
 def test_without_resume_all_is_done_again(run: Run, slide: Path, tmp_path: Path) -> None:
     command = ("patch", slide, "--out", tmp_path, *OPTIONS)
     run(*command)

@@ -35,8 +35,6 @@ _BAR_AFTER = 2.0
 _QUIET = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
-Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of images.")]
-
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(metavar="IMAGE...", help="Images, slides, folders of them, quoted patterns, URLs."),
@@ -228,21 +226,6 @@ def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
         timer.join()
         if bar.live.is_started:
             bar.stop()
-
-
-def find_images(paths: Sequence[Path]) -> tuple[list[Path], int]:
-    """List the images that paths name, folders opened; tells of each path that names none, and counts those."""
-    from patchtree.io.images import list_images
-
-    found: dict[Path, None] = {}
-    missed = 0
-    for path in paths:
-        try:
-            found.update(dict.fromkeys(list_images([path])))
-        except InputError as error:
-            missed += 1
-            tell_error(error)
-    return list(found), missed
 
 
 def gather_inputs(paths: Sequence[str] | None, manifest: Path | None) -> tuple[list[Input], int]:
