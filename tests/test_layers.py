@@ -43,6 +43,7 @@ ORDER = (
     "runs",
     "schedule",
     "training",
+    "slide_evaluation",
     "inference",
     "image_inference",
     "cli",

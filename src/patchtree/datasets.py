@@ -60,17 +60,17 @@ class Pair:
         """
         return read_channels((self.image, *self.channels))
 
-    def count_channels(self) -> int:
-        """Give the number of channels; of a slide only the header is read.
+    def look(self) -> tuple[tuple[int, int, int], str]:
+        """Give the image's shape, (H, W, C), and its type; of a slide only the header is read.
 
         Raises:
             InputError: a file cannot be read.
         """
         if self.slide:
             with open_slide(self.image) as slide:
-                return slide.channels
-        image = self.read_image()
-        return image.shape[2] if image.ndim == 3 else 1
+                return (*slide.shape, slide.channels), slide.dtype.name
+        image = np.atleast_3d(self.read_image())
+        return (image.shape[0], image.shape[1], image.shape[2]), image.dtype.name
 
     def read_mask(self) -> NDArray[Any]:
         """Read the mask, ``(H, W)`` class ids.

@@ -21,6 +21,7 @@ from patchtree.models.segmenter import Segmenter
 from patchtree.patcher import Patches
 from patchtree.patches import paint
 from patchtree.runs import RunConfig, load_config, load_weights
+from patchtree.slide_evaluation import evaluate_slide
 from patchtree.tokens import collate
 from patchtree.tree import Tree
 
@@ -160,7 +161,7 @@ def evaluate(predictor: Predictor, pairs: Iterable[Pair], *, flips: bool = False
 
     Args:
         predictor: from `load`.
-        pairs: images and masks, read one at a time.
+        pairs: images and masks, read one at a time; or slides, see `evaluate_slide`.
         flips: see `Predictor`.
 
     Yields:
@@ -172,6 +173,11 @@ def evaluate(predictor: Predictor, pairs: Iterable[Pair], *, flips: bool = False
     """
     classes, ignore = len(predictor.config.labels), predictor.config.ignore
     for pair in pairs:
+        if pair.slide:
+            if flips:
+                raise InputError(f"{pair.image}: a slide is predicted without flips; leave them out")
+            yield torch.from_numpy(evaluate_slide(predictor, pair))
+            continue
         mask, image = pair.read_mask(), pair.read_image()
         try:
             found = predictor(image, flips=flips)

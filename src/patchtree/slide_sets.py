@@ -19,9 +19,9 @@ from patchtree.io.masks import bands, read_ids
 from patchtree.io.paip import find_cases
 from patchtree.io.slides import Slide, is_slide
 from patchtree.io.slides.base import Box
+from patchtree.jobs import SLIDE_SUFFIXES
 
 PAIP_LABELS = {"background": 0, "viable tumour": 1}
-_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".dcm", ".vms", ".vmu", ".svslide", ".czi", ".zarr")
 _TIFFS = (".tif", ".tiff")
 _DRAWN = (".geojson", ".json", ".xml")
 # What is looked at of a slide's labels as a whole.
@@ -332,4 +332,4 @@ def _factor(shape: tuple[int, int], smaller: tuple[int, int]) -> int | None:
 
 def _looks_like_slide(path: Path) -> bool:
     suffix = path.suffix.lower()
-    return suffix in _SLIDES or (suffix in _TIFFS and is_slide(path))
+    return suffix in SLIDE_SUFFIXES or (suffix in _TIFFS and is_slide(path))

@@ -28,7 +28,7 @@ _TILES = 32 << 20
 _MEASURED, _MEASURED_SIDE = 64, 128
 _FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
 # Where the pixels of slides differ by more than this factor, things differ in size.
-_SAME_SIZE = 1.25
+SAME_SIZE = 1.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +130,12 @@ def survey_slides(dataset: DataSet, patch_size: int = 16) -> tuple[list[str], di
         having = [source.pair.mask for source in sources if note in source.notes]
         more = f" and {len(having) - 1} more" if len(having) > 1 else ""
         warnings.warn(f"{having[0]}{more}: {note}", stacklevel=2)
-    sizes = {source.name: _mpp(source) for source in sources}
+    sizes = {source.name: mean_mpp(source.mpp) for source in sources}
     known = {name: size for name, size in sizes.items() if size is not None}
     if 0 < len(known) < len(sizes):
         alone = next(name for name, size in sizes.items() if size is None)
         warnings.warn(f"{dataset.root}: {alone} has no pixel size, as other slides have", stacklevel=2)
-    if known and max(known.values()) > _SAME_SIZE * min(known.values()):
+    if known and max(known.values()) > SAME_SIZE * min(known.values()):
         (small, least), (large, most) = (choose(known.items(), key=lambda item: item[1]) for choose in (min, max))
         warnings.warn(
             f"{dataset.root}: pixels are {least:.4g} µm in {small}, {most:.4g} µm in {large}; things differ in size, "
@@ -151,9 +151,14 @@ def survey_slides(dataset: DataSet, patch_size: int = 16) -> tuple[list[str], di
     return problems, {name: round(count) for name, count in zip(dataset.labels, pixels.tolist(), strict=True)}
 
 
+def mean_mpp(mpp: tuple[float, float] | None) -> float | None:
+    """Give the geometric mean of a pixel's height and width, None where they are not known."""
+    return None if mpp is None else math.sqrt(mpp[0] * mpp[1])
+
+
 def median_mpp(sources: Sequence[SlideSource]) -> float | None:
     """Give the median of the micrometres along a pixel; None where no slide tells."""
-    known = [size for size in map(_mpp, sources) if size is not None]
+    known = [size for size in (mean_mpp(source.mpp) for source in sources) if size is not None]
     return median(known) if known else None
 
 
@@ -208,7 +213,3 @@ def _sample_tissue(slide: Slide, tissue: NDArray[np.bool_], side: int) -> NDArra
         part = slide.read(0, max(bottom - _MEASURED_SIDE, 0), max(right - _MEASURED_SIDE, 0), bottom, right)
         values.append(part.reshape(-1, slide.channels).astype(np.float64))
     return np.concatenate(values) / _FULL_SCALE.get(slide.dtype.name, 1.0)
-
-
-def _mpp(source: SlideSource) -> float | None:
-    return None if source.mpp is None else math.sqrt(source.mpp[0] * source.mpp[1])

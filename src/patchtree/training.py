@@ -590,7 +590,7 @@ def _build(dataset: DataSet, options: Options) -> Built:
     built = build(
         options.model,
         dataset.labels,
-        channels=dataset.pairs[0].count_channels(),
+        channels=dataset.pairs[0].look()[0][2],
         patch_size=options.patch_size,
         head=options.head,
         weights=options.weights,

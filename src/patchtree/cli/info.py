@@ -104,11 +104,13 @@ def _outputs(path: str) -> dict[str, Any]:
 def _data(path: str) -> dict[str, Any]:
     from patchtree.datasets import find_data, split_data, survey_data
     from patchtree.labelled import TABLE, find_labelled, survey_labelled
+    from patchtree.slide_sources import survey_slides
 
     # Beside masks the table may be of something else.
     classify = Path(path, TABLE).is_file() and not Path(path, "masks").is_dir()
     dataset = (find_labelled if classify else find_data)(path)
-    problems, pixels = (survey_labelled if classify else survey_data)(dataset)
+    survey = survey_labelled if classify else survey_slides if dataset.slides else survey_data
+    problems, pixels = survey(dataset)
     channels: Counter[str] = Counter()
     types: Counter[str] = Counter()
     kinds: dict[str, str] = {}
@@ -116,18 +118,17 @@ def _data(path: str) -> dict[str, Any]:
     with progress("Reading", len(dataset)) as step:
         for pair in dataset.pairs:
             try:
-                image = pair.read_image()
+                (*shape, count), dtype = pair.look()
             except InputError as error:
                 problems.append(str(error))
             else:
-                count = image.shape[2] if image.ndim == 3 else 1
                 channels[str(count)] += 1
-                types[image.dtype.name] += 1
-                kinds.setdefault(f"{count} channel{'s' if count > 1 else ''} of {image.dtype}", pair.image.name)
-                shapes.append(image.shape[:2])
+                types[dtype] += 1
+                kinds.setdefault(f"{count} channel{'s' if count > 1 else ''} of {dtype}", pair.image.name)
+                shapes.append(shape)
             step()
     # What training refuses: 8 and 16 bits mean different things, floats may be anything.
-    if len(channels) > 1 or (len(types) > 1 and types.keys() & {"uint8", "uint16"}):
+    if not dataset.slides and (len(channels) > 1 or (len(types) > 1 and types.keys() & {"uint8", "uint16"})):
         found = ", ".join(f"{name} has {kind}" for kind, name in kinds.items())
         problems.append(f"{path}: {found}; give all images the same channels and type")
     parts: dict[str, list[str]] = {"train": [], "val": []}
