@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from patchtree import InputError, Tree, count_labels
 from patchtree.io import coverage, masks
 from patchtree.io.annotations import Annotations, Polygon
-from patchtree.io.coverage import count_slide_labels, rasterise
+from patchtree.io.coverage import count_part, count_slide_labels, rasterise
 from patchtree.io.slides.base import Box, Level, Slide
 from strategies import trees
 
@@ -100,6 +100,28 @@ def test_a_slide_of_ids_is_counted_as_its_mask_is(tree: Tree, seed: int, pixels:
     np.testing.assert_array_equal(counts, count_labels(ids, tree, 3, ignore=255))
 
 
+@given(st.data(), SMALL)
+def test_polygons_are_drawn_as_their_mask_is(data: st.DataObject, shape: tuple[int, int]) -> None:
+    annotations = data.draw(annotated(Tree.uniform(shape, 8)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coverage, "_ROWS", data.draw(st.sampled_from([1, 7, 256])))
+        found = coverage.draw(annotations, LABELS, shape)
+    np.testing.assert_array_equal(found, draw(annotations, shape))
+
+
+@given(st.data(), trees(SMALL), st.integers(0, 2**32 - 1))
+def test_a_part_is_counted_as_a_mask_that_is_ignored_around_it(data: st.DataObject, tree: Tree, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    (height, width), size = tree.shape, 1 + seed % 4
+    ids = rng.choice([0, 1, 2, 255], tree.shape).repeat(size, 0).repeat(size, 1)[:height, :width]
+    y0, x0 = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    y1, x1 = data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width))
+    mask = np.full(tree.shape, 255)
+    mask[y0:y1, x0:x1] = ids[y0:y1, x0:x1]
+    counts = count_part(ids[y0:y1, x0:x1].astype(np.uint8), (y0, x0), tree, 3, ignore=255)
+    np.testing.assert_array_equal(counts, count_labels(mask, tree, 3, ignore=255))
+
+
 def test_neighbours_share_no_pixel_and_leave_none_out() -> None:
     rng = np.random.default_rng(0)
     tree = Tree.uniform((200, 300), 4, level=2)
@@ -142,6 +164,8 @@ def test_bad_input_is_told_in_one_line() -> None:
     square = (np.array([(0, 0), (4, 0), (4, 4), (0, 4)], np.float64),)
     with pytest.raises(InputError, match=r"^a.xml: class 'Stroma' is not among the labels \(background, a\); .*id"):
         rasterise(Annotations((Polygon("Stroma", square),), source="a.xml"), {"background": 0, "a": 1}, tree)
+    with pytest.raises(InputError, match=r"^a.xml: class 'Stroma' is not among the labels"):
+        coverage.draw(Annotations((Polygon("Stroma", square),), source="a.xml"), {"background": 0, "a": 1}, (4, 4))
     with pytest.raises(InputError, match=r"without gaps"):
         rasterise(Annotations(()), {"background": 0, "a": 2}, tree)
     with pytest.raises(InputError, match="2-D"):
