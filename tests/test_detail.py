@@ -125,6 +125,27 @@ def test_noise_is_estimated_in_the_units_of_the_image() -> None:
         assert (estimate_noise(np.ones(shape)) == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16])
+@pytest.mark.parametrize("deviation", [0, 0.3, 3, 30])
+def test_noise_of_short_integers_is_that_of_long_ones(dtype: Any, deviation: float) -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((61, 70, 2), *[(2, 4, 5)] * 9):
+        image = rng.normal(60, deviation, shape).clip(0, 127).round()
+        expected = estimate_noise(image.astype(np.int64))
+        np.testing.assert_allclose(estimate_noise(image.astype(dtype)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, ">u2", np.int32, np.float16, ">f4", np.float64])
+@pytest.mark.parametrize("detail", [Residual(noise=0), Variance()])
+def test_layout_and_type_do_not_change_squares(dtype: Any, detail: Any) -> None:
+    image = np.random.default_rng(0).integers(0, 128, (300, 201, 2))
+    shown = image.astype(dtype)
+    for turn in (lambda a: a[::-1, ::-1], lambda a: a[3:, 5:], lambda a: a.swapaxes(0, 1), lambda a: a[..., :1]):
+        expected = measure(np.ascontiguousarray(turn(image)), detail, 3)
+        for grid, wanted in zip(measure(turn(shown), detail, 3), expected, strict=True):
+            np.testing.assert_allclose(grid, wanted, rtol=1e-5, atol=1e-4 * wanted.max())
+
+
 def test_edges_are_joined_over_channels() -> None:
     image = np.zeros((64, 64, 4), np.uint8)
     image[:, 10:20, 0] = 255

@@ -6,6 +6,7 @@ level ``i + 1``. It is *monotone*: no cell has less detail than one of its child
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeAlias
@@ -22,6 +23,10 @@ DetailPyramid: TypeAlias = list[NDArray[np.float64]]
 _STRIP_ROWS = 64
 # Enough for a percentile or a median, and quick.
 _SAMPLES = 1 << 18
+# Sums that stay in the second-level cache while rows are added to them.
+_SUMS_BYTES = 1 << 18
+# What OpenCV squares as it is.
+_SQUARED_TYPES = (np.uint8, np.uint16, np.float32, np.float64)
 # What remains of a difference of equal sums in float64.
 _ROUNDING = 1e-11
 
@@ -282,16 +287,30 @@ def estimate_noise(image: NDArray[Any]) -> NDArray[np.float64]:
     if rows == 0 or columns == 0:
         return np.zeros(image.shape[-1])
     step = max(1, rows * columns * image.shape[-1] // 4 // _SAMPLES)
-    pairs = plane[:rows].reshape(rows // 2, 2, *plane.shape[1:])[::step, :, :columns].astype(np.float32)
-    rises = pairs[:, 0] - pairs[:, 1]
-    diagonal = (rises[:, 0::2] - rises[:, 1::2]) / 2
-    size = np.abs(diagonal).reshape(-1, image.shape[-1])
-    middle = np.median(size, axis=0).astype(np.float64)
-    if image.dtype.kind in "iu":
-        # Whole grey levels give half levels here: take the median inside its step, as of grouped data.
-        below, equal = (size < middle).mean(axis=0), (size == middle).mean(axis=0)
-        middle += np.where(middle > 0, (0.5 - below) / np.maximum(equal, 1e-9) * 0.5 - 0.25, 0)
-    return middle / 0.6745
+    pairs = plane[:rows].reshape(rows // 2, 2, *plane.shape[1:])[::step, :, :columns]
+    pairs = pairs.reshape(len(pairs), 2, -1)
+    whole, channels = image.dtype.kind in "iu", image.shape[-1]
+    rises = np.subtract(*pairs.swapaxes(0, 1), dtype=np.int32 if whole and image.dtype.itemsize <= 2 else np.float32)
+    middles = []
+    for channel in range(channels):
+        diagonal = rises[:, channel :: 2 * channels] - rises[:, channels + channel :: 2 * channels]
+        middles.append(_median(np.abs(diagonal).ravel(), whole))
+    return np.array(middles) / 2 / 0.6745
+
+
+def _median(numbers: NDArray[Any], whole: bool) -> float:
+    """Find the median of numbers that are not negative; that of whole ones inside its step, as of grouped data."""
+    if numbers.dtype.kind == "i":
+        counts = np.bincount(numbers)
+        ends = np.searchsorted(np.cumsum(counts), ((len(numbers) - 1) // 2, len(numbers) // 2), side="right")
+        middle = float(ends.mean())
+        below, equal = counts[: math.ceil(middle)].sum(), counts[int(middle)]
+    else:
+        middle = float(np.median(numbers))
+        below, equal = np.count_nonzero(numbers < middle), np.count_nonzero(numbers == middle)
+    if whole and middle > 0:
+        middle += float((len(numbers) / 2 - below) / max(equal, 1)) - 0.5
+    return middle
 
 
 def to_dict(detail: str | Detail) -> dict[str, Any]:
@@ -374,31 +393,56 @@ def _energy(values: NDArray[Any], side: int, shape: tuple[int, ...], level: int)
         shape: the image's shape.
         level: how many times the image was halved.
     """
+    import cv2
+
     # Sums of 8-bit squares are whole numbers that float32 holds up to 258 rows.
-    work: type[np.floating[Any]] = np.float32 if values.dtype == np.uint8 and side <= 256 else np.float64
-    weights = [_inside(length, 1 << level) for length in shape]
-    channels = values.shape[-1]
+    exact = values.dtype == np.uint8 and not level and side <= 256
+    work: type[np.floating[Any]] = np.float32 if exact else np.float64
+    step, channels = 1 << level, values.shape[-1]
+    # Only the last along an axis may stand for fewer pixels of the image than others do.
+    shares = [(length - (-(-length // step) - 1) * step) / step for length in shape]
     rows = values.reshape(len(values), -1)
-    buffer = np.empty((min(side, len(rows)), rows.shape[1]), work)
-    weights[-1] = np.repeat(weights[-1], channels)
-    strips = []
-    for top in range(0, len(rows), side):
-        strip = buffer[: len(rows) - top]
-        strip[:] = rows[top : top + side]
-        along = weights[0][top : top + side]
-        if along[-1] == along[0]:
-            sums = np.einsum("ij,ij->j", strip, strip).astype(np.float64) * along[0]
-        else:
-            sums = along @ np.square(strip, dtype=np.float64)
-        # The last axis and the channels are summed as one.
-        sums = sums.reshape(*values.shape[1:-2], -1)
+    alike = rows if shares[0] == 1 else rows[:-1]
+    count = -(-len(rows) // side)
+    group = min(count, max(1, _SUMS_BYTES // (rows.shape[1] * np.dtype(work).itemsize)))
+    buffer = np.empty((group, rows.shape[1]), work)
+    groups = []
+    for first in range(0, count, group):
+        sums = buffer[: count - first]
+        sums[:] = 0
+        lines = alike[first * side : (first + group) * side]
+        if lines.dtype not in _SQUARED_TYPES:
+            lines = lines.astype(work)
+        for row in range(min(side, len(lines))):
+            every = lines[row::side]
+            cv2.accumulateSquare(every, sums[: len(every)])
+        if len(alike) < len(rows) and first + group >= count:
+            sums[-1] += shares[0] * np.square(rows[-1], dtype=work)
+        grid = sums.reshape(-1, *values.shape[1:])
         for axis in range(1, len(shape)):
-            width = side * channels if axis == len(shape) - 1 else side
-            place = axis - 1
-            sums = sums * weights[axis].reshape((-1,) + (1,) * (sums.ndim - 1 - place))
-            sums = np.add.reduceat(sums, np.arange(0, sums.shape[place], width), axis=place)
-        strips.append(sums)
-    return np.stack(strips)
+            if shares[axis] < 1:
+                grid.swapaxes(0, axis)[-1] *= shares[axis]
+        # The last axis and the channels are summed as one.
+        energy = _sum_lines(grid.reshape(-1, grid.shape[-2] * channels), side * channels)
+        energy = energy.reshape(*grid.shape[:-2], -1)
+        for axis in range(1, len(shape) - 1):
+            energy = np.add.reduceat(energy, np.arange(0, energy.shape[axis], side), axis=axis)
+        groups.append(energy)
+    return np.concatenate(groups) * float(step ** len(shape))
+
+
+def _sum_lines(lines: NDArray[np.floating[Any]], width: int) -> NDArray[np.float64]:
+    """Sum every ``width`` numbers of each line, and the fewer ones at its end."""
+    import cv2
+
+    whole = lines.shape[1] // width
+    sums = np.empty((len(lines), -(-lines.shape[1] // width)))
+    if whole:
+        pieces = lines[:, : whole * width].reshape(-1, width)
+        sums[:, :whole] = cv2.reduce(pieces, 1, cv2.REDUCE_SUM, dtype=cv2.CV_64F).reshape(-1, whole)
+    if whole < sums.shape[1]:
+        sums[:, whole] = lines[:, whole * width :].sum(axis=1, dtype=np.float64)
+    return sums
 
 
 def _inside(length: int, step: int) -> NDArray[np.float64]:
