@@ -95,7 +95,9 @@ class Handles:
         key = str(source.pair.image)
         if key not in self._open:
             slide = open_slide(source.pair.image)
-            labels = source.drawing or open_labels(source.pair.mask, source.shape, source.labels, source.ignore)
+            labels = source.drawing or open_labels(
+                source.pair.mask, source.shape, source.labels, source.ignore, source.white
+            )
             self._open[key] = slide, labels
             while len(self._open) > _OPEN:
                 self._close(*self._open.popitem(last=False)[1])

@@ -291,7 +291,11 @@ def label_names(found: Sequence[Found]) -> dict[str, int]:
 
 
 def open_labels(
-    path: str | os.PathLike[str], shape: tuple[int, int], labels: Mapping[str, int], ignore: int | None = None
+    path: str | os.PathLike[str],
+    shape: tuple[int, int],
+    labels: Mapping[str, int],
+    ignore: int | None = None,
+    white: bool | None = None,
 ) -> Labels:
     """Open the labels of a slide.
 
@@ -300,6 +304,7 @@ def open_labels(
         shape: (H, W) of the slide.
         labels: name to id: 0, 1, ... without gaps. Annotations of class ``"ignore"`` have the id to ignore.
         ignore: id of pixels without a label.
+        white: the mask holds 0 and 255; None looks.
 
     Raises:
         InputError: the file cannot be read, the mask is of another size, or a class is not among the labels.
@@ -317,8 +322,8 @@ def open_labels(
             f"{path}: a mask of {file.shape[1]:,} x {file.shape[0]:,} px, but the slide has "
             f"{shape[1]:,} x {shape[0]:,}; export it at the slide's size, or a whole number of times smaller"
         )
-    mask = Mask(file, shape, factor, len(labels), ignore, white=False)
-    if len(labels) == 2 and ignore != _WHITE and file.dtype == np.uint8:
+    mask = Mask(file, shape, factor, len(labels), ignore, bool(white))
+    if white is None and len(labels) == 2 and ignore != _WHITE and file.dtype == np.uint8:
         mask = replace(mask, white=mask.top() == _WHITE)
     return mask
 

@@ -19,7 +19,7 @@ from patchtree.errors import InputError
 from patchtree.foveate import Box
 from patchtree.io.slides import Slide, open_slide
 from patchtree.slide_inference import find_tissue
-from patchtree.slide_sets import Drawing, open_labels
+from patchtree.slide_sets import Drawing, Mask, open_labels
 from patchtree.slides.halved import Halved, threads
 
 # Bytes of tiles that are held while a slide is looked at.
@@ -50,6 +50,7 @@ class SlideSource:
         mean: mean of each channel of the tissue, on the scale of `patchtree.collate`.
         square: mean square of each, on the same scale.
         drawing: the polygons, where the labels are some.
+        white: the mask holds 0 and 255.
         notes: what is unusual about the labels.
     """
 
@@ -67,7 +68,8 @@ class SlideSource:
     mean: tuple[float, ...]
     square: tuple[float, ...]
     drawing: Drawing | None = field(repr=False)
-    notes: tuple[str, ...] = ()
+    white: bool
+    notes: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -121,7 +123,7 @@ def survey_slides(dataset: DataSet, patch_size: int = 16) -> tuple[list[str], di
         except InputError as error:
             problems.append(str(error))
     for source in sources[1:]:
-        kinds = [f"{one.channels} channels of {one.dtype}" for one in (source, sources[0])]
+        kinds = [f"{one.channels} channel{'s' * (one.channels > 1)} of {one.dtype}" for one in (source, sources[0])]
         if kinds[0] != kinds[1]:
             problems.append(
                 f"{source.pair.image}: has {kinds[0]}, {sources[0].pair.image.name} {kinds[1]}; make them equal"
@@ -199,6 +201,7 @@ def _look(
             tuple(sample.mean(axis=0).tolist()),
             tuple(np.square(sample).mean(axis=0).tolist()),
             known if isinstance(known, Drawing) else None,
+            isinstance(known, Mask) and known.white,
             known.notes,
         )
 
