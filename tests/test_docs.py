@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "patches").mkdir()
     pt.Patcher(budget=50)(image).save(root / "patches" / "photo.npz")
     untrained_run(root / "runs" / "glands")
+    untrained_run(root / "runs" / "patches", task="classify")
     return root
 
 

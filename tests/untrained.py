@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from patchtree.models.choose import build_model
+from patchtree.models.choose import build
 from patchtree.patcher import Patcher
 from patchtree.runs import RunConfig, save_config, save_weights
 
 
-def untrained_run(run: Path, channels: int = 3) -> Path:
+def untrained_run(run: Path, channels: int = 3, task: str = "segment") -> Path:
     """Write a run folder whose weights are random, of two classes and patches of 8 px."""
     model = {"name": "patchtree:tiny", "channels": channels, "patch_size": 8}
     config = RunConfig(
@@ -22,8 +22,9 @@ def untrained_run(run: Path, channels: int = 3) -> Path:
         patcher=Patcher(patch_size=8, detail="residual").to_dict(),
         density=1 / 256,
         model=model,
+        task=task,
     )
     torch.manual_seed(0)
     save_config(run, config)
-    save_weights(run, build_model(labels=2, **model).state_dict(), {})  # type: ignore[arg-type]
+    save_weights(run, build(labels=2, classify=task == "classify", **model).model.state_dict(), {})  # type: ignore[arg-type]
     return run

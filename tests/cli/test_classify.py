@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 from patchtree.errors import InputError
 from patchtree.inference import load
 from patchtree.io.images import write_image
 from patchtree.runs import load_config
+from patchtree.training import train
 
 from .conftest import Result, Run, Trained, run_process
 
@@ -109,6 +113,28 @@ def test_it_resumes_predicts_and_evaluates(run: Run, classified: Trained, tmp_pa
     shown = run("evaluate", classified.run, new, "--all").out
     assert "accuracy 0.8000, balanced accuracy 0.8750, macro F1" in shown
     assert "as stripes" in shown
+
+
+@pytest.mark.parametrize("options", [{}, {"model": "timm:test_vit", "lora": 2}])
+@pytest.mark.filterwarnings("ignore:what is not trained of the encoder", "ignore:the model's patches are 16")
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    options: dict[str, Any], classified: Trained, tmp_path: Path
+) -> None:
+    def report(line: str) -> None:
+        if line.startswith("step 6, "):
+            signal.raise_signal(signal.SIGTERM)
+
+    here: dict[str, Any] = {"workers": 0, "accelerator": "cpu", "progress": False}
+    first = {"task": "classify", "patch_size": 8, "budget": 16, "batch_size": 4, "max_epochs": 3, **options, **here}
+    with pytest.raises(SystemExit):
+        train(classified.data, tmp_path / "one", report=report, **first)
+    train(classified.data, tmp_path / "one", resume=True, max_epochs=3, **here)
+    train(classified.data, tmp_path / "two", **first)
+    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    scores = [[row | {"seconds": ""} for row in read_csv(tmp_path / name / "metrics.csv")] for name in ("one", "two")]
+    assert scores[0] == scores[1]
 
 
 def test_info(run: Run, classified: Trained) -> None:
