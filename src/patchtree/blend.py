@@ -213,20 +213,25 @@ def _raster(tree: Tree, values: NDArray[Any], step: int, reduce: Callable[..., N
 
 
 def _reach(level: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
-    """Give the level in each cell of the coarsest leaf that has a part in how it is painted, or in how that one is."""
-    for _ in range(2):
-        spread = level
-        for one in np.unique(level).tolist():
-            spread = np.maximum(spread, _grow(np.where(level == one, level, np.uint8(0)), ceil((2 << one) / step)))
-        level = spread
-    return level
+    """Give the level in each cell of the coarsest leaf that has a part in how it is painted.
+
+    A pixel is interpolated from what lies within 1.5 patch pixels of its own leaf's level; where that is in a coarser
+    leaf, on from there; levels at least double, so in all it is less than 1.125 pixels to the coarsest leaf.
+    """
+    reach = level
+    for one in np.unique(level).tolist():
+        reach = np.maximum(reach, _grow(np.where(level == one, level, np.uint8(0)), ceil(1.125 * (1 << one) / step)))
+    return reach
 
 
 def _around(values: NDArray[Any], reach: NDArray[np.uint8], step: int, lowest: bool) -> NDArray[Any]:
-    """Give the least (or largest) value of all cells that a cell's pixels are interpolated from."""
+    """Give the least (or largest) value of all cells that a cell's pixels are interpolated from.
+
+    That is 1.125 pixels to the coarsest leaf (see `_reach`), 1.5 of its own pixels, and half of one that is a mean.
+    """
     out = values.copy()
     for one in np.unique(reach).tolist():
-        wide = _grow(values, ceil((4 << one) / step), shrink=lowest)
+        wide = _grow(values, ceil(3.125 * (1 << one) / step), shrink=lowest)
         np.copyto(out, wide, where=reach == one)
     return out
 

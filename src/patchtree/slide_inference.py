@@ -119,7 +119,7 @@ def predict_slide(
         progress: told the number of windows done and that of all.
 
     Returns:
-        ``windows``, ``tokens`` (of all sequences), ``tissue`` (share of the area), ``pixels`` (of each class name).
+        ``windows`` (their number), ``tissue`` (share of the area), ``pixels`` (of each class name).
 
     Raises:
         InputError: the slide is of another kind than the run's images, cannot be read, or the output cannot be written.
@@ -151,7 +151,6 @@ def predict_slide(
     regions.remove()
     return {
         "windows": total,
-        "tokens": work.tokens,
         "tissue": float(plan.tissue.mean()),
         "pixels": {name: counts[label] for name, label in config.labels.items()},
     }
@@ -214,7 +213,6 @@ class _Work:
             for place in places:
                 self.windows_of.setdefault(place, []).append(at)
         self.done_regions = {place for place in self.windows_of if self.kept and regions.done(place)}
-        self.tokens = 0
         self._layers: OrderedDict[int, Layer] = OrderedDict()
         self._done: set[int] = set()
 
@@ -228,7 +226,6 @@ class _Work:
         """Keep what was predicted for a window, and finish the regions that have waited for it."""
         with replacing(self._file(at)) as temporary, temporary.open("wb") as file:
             np.savez(file, tree=np.frombuffer(tree.to_bytes(), np.uint8), shares=shares)
-        self.tokens += len(tree)
         self._hold(at, Layer(self.plan.windows[at], tree, shares, self.smooth))
         self._done.add(at)
         self.finish_regions()
