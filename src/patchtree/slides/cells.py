@@ -28,13 +28,16 @@ class Cells:
         patch_size: pixels on a side of a patch, ``p``; a cell is measured on ``2p x 2p`` pixels.
         detail: measures a part of a level as it would an image.
         pool: reads and measures parts.
+        noise: of levels, as far as it was asked for; one that others have filled saves asking again.
     """
 
-    def __init__(self, halved: Halved, patch_size: int, detail: Detail, pool: Executor) -> None:
+    def __init__(
+        self, halved: Halved, patch_size: int, detail: Detail, pool: Executor, noise: dict[int, float] | None = None
+    ) -> None:
         self.halved, self.patch_size, self.detail, self.pool = halved, patch_size, detail, pool
         self._known: dict[_Part, NDArray[np.float64]] = {}
         self._tuned: dict[int, Detail] = {}
-        self._noise: dict[int, float] = {}
+        self.noise = {} if noise is None else noise
         self._range: tuple[float, float] | None = None
 
     def measure(self, level: int, index: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -52,7 +55,7 @@ class Cells:
 
     def measure_whole(self, level: int, values: NDArray[Any], levels: int) -> DetailPyramid:
         """Measure all cells of the `levels` levels above one that was read whole, ``(h, w, C)``."""
-        self._noise.setdefault(level, _deviation(values))
+        self.noise.setdefault(level, _deviation(values))
         details = self.tuned(level).measure(self.grey_levels(values), self.patch_size, levels)
         return [grid * self._scale(level) for grid in details]
 
@@ -129,9 +132,9 @@ class Cells:
         return least if least >= finest else max(least, min(finest, self._estimate(level)))
 
     def _estimate(self, level: int) -> float:
-        if level not in self._noise:
-            self._noise[level] = _deviation(self._sample(level))
-        return self._noise[level]
+        if level not in self.noise:
+            self.noise[level] = _deviation(self._sample(level))
+        return self.noise[level]
 
     def _find_range(self) -> tuple[float, float]:
         """Find what becomes 0 and 255, on the coarsest level that is no smaller than a sample."""

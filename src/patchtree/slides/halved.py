@@ -43,6 +43,11 @@ class Halved:
         self._tiles = _Tiles(slide, cache)
         self._kept: tuple[int, NDArray[Any]] | None = None
 
+    @property
+    def kept(self) -> tuple[int, NDArray[Any]] | None:
+        """A level that is held, and its pixels."""
+        return self._kept
+
     def shape(self, level: int) -> tuple[int, int]:
         """Give the shape of a level, (H, W)."""
         height, width = self.slide.shape

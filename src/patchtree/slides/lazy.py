@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
@@ -139,42 +140,83 @@ def opened(tree: Tree, level: int) -> NDArray[np.bool_]:
     return out
 
 
+@dataclass(frozen=True, eq=False)
+class Coarse:
+    """What is known of a slide before any of its cells is opened; trees of several regions have it in common.
+
+    Attributes:
+        first: the finest level that is measured everywhere.
+        details: a grid for each level from the first one up.
+        noise: of levels of the slide, as far as it was asked for.
+    """
+
+    first: int
+    details: tuple[NDArray[np.float64], ...]
+    noise: dict[int, float]
+
+
+def measure_coarse(halved: Halved, pool: Executor, patcher: Patcher, min_mpp: float | None = None) -> Coarse:
+    """Measure the cells of coarse levels, the roots at least, for `refine_halved`; keeps what was read whole."""
+    top, finest = _top(halved.slide.shape, patcher), finest_level(halved.slide, min_mpp)
+    return _measure_coarse(Cells(halved, patcher.patch_size, as_detail(patcher.detail), pool), top, min(finest, top))
+
+
 def refine_halved(
-    halved: Halved, pool: Executor, patcher: Patcher, min_mpp: float | None = None, region: Box | None = None
+    halved: Halved,
+    pool: Executor,
+    patcher: Patcher,
+    min_mpp: float | None = None,
+    region: Box | None = None,
+    coarse: Coarse | None = None,
 ) -> Tree:
-    """Do what `refine_slide` says, reading through a cache that others may use too."""
+    """Do what `refine_slide` says, reading through a cache that others may use too.
+
+    Args:
+        halved: the slide.
+        pool: threads that read.
+        patcher: see `refine_slide`.
+        min_mpp: see `refine_slide`.
+        region: see `refine_slide`.
+        coarse: what `measure_coarse` gave for the slide, the patch size, the detail, the roots and `min_mpp`.
+    """
     shape, p, budget = halved.slide.shape, patcher.patch_size, patcher.budget
-    top = cover_level(shape, p) if patcher.max_level is None else patcher.max_level
+    top = _top(shape, patcher)
     counts = [[-(-length // (p << level)) for length in shape] for level in range(top + 1)]
     # Only where cells are measured do these take memory.
     details = [np.zeros(cells) for cells in counts[1:]]
     finest = min(finest_level(halved.slide, min_mpp), top)
     if budget is None or budget >= prod(counts[top]):
-        cells = Cells(halved, p, as_detail(patcher.detail), pool)
-        first = _measure_coarse(cells, details, finest, region)
-        _open_best(cells, details, counts, (first, finest), patcher, region)
+        cells = Cells(halved, p, as_detail(patcher.detail), pool, None if coarse is None else coarse.noise)
+        coarse = coarse or _measure_coarse(cells, top, finest)
+        for level, known in enumerate(coarse.details, coarse.first):
+            everywhere = np.argwhere(known)
+            inside = tuple(everywhere[_touches(everywhere, p << level, region)].T)
+            details[level - 1][inside] = known[inside]
+        _open_best(cells, details, counts, (coarse.first, finest), patcher, region)
     return refine(details, shape, p, budget, patcher.threshold, patcher.balanced)
 
 
-def _measure_coarse(cells: Cells, details: list[NDArray[np.float64]], finest: int, region: Box | None) -> int:
-    """Measure the cells of coarse levels, the roots at least; give the finest of those levels."""
-    top, halved = len(details), cells.halved
+def _top(shape: tuple[int, int], patcher: Patcher) -> int:
+    """Give the level of the roots."""
+    return cover_level(shape, patcher.patch_size) if patcher.max_level is None else patcher.max_level
+
+
+def _measure_coarse(cells: Cells, top: int, finest: int) -> Coarse:
+    """Measure the cells of coarse levels, the roots at least."""
+    halved = cells.halved
     whole = finest
     while whole < top and prod(halved.shape(whole)) > _WHOLE_PIXELS:
         whole += 1
     if whole < top:
         values = _read_whole(halved, whole, cells)
         halved.keep(whole, values)
-        details[whole:] = cells.measure_whole(whole, values, top - whole)
-    elif finest < top:
-        roots = np.argwhere(np.ones(details[-1].shape, bool))
-        details[-1][tuple(roots.T)] = cells.measure(top, roots)
-        whole = top - 1
-    for level in range(whole + 1, top + 1):
-        everywhere = np.argwhere(details[level - 1])
-        out = everywhere[~_touches(everywhere, cells.patch_size << level, region)]
-        details[level - 1][tuple(out.T)] = 0
-    return whole + 1
+        return Coarse(whole + 1, tuple(cells.measure_whole(whole, values, top - whole)), cells.noise)
+    if finest == top:
+        return Coarse(top + 1, (), cells.noise)
+    roots = np.ones([-(-length // (cells.patch_size << top)) for length in halved.slide.shape])
+    everywhere = np.argwhere(roots)
+    roots[tuple(everywhere.T)] = cells.measure(top, everywhere)
+    return Coarse(top, (roots,), cells.noise)
 
 
 def _open_best(
