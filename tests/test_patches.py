@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from patchtree import InputError, Tree, count_labels, cut, paint
+from patchtree.patches import _enlarge
 from strategies import owner, trees
 
 DTYPES = st.sampled_from([np.uint8, np.uint16, np.int16, np.float32, np.bool_, np.float64, np.int32, np.float16])
@@ -102,6 +103,23 @@ def test_paint_puts_each_value_where_it_belongs(tree: Tree, rest: tuple[int, ...
         values = values.reshape(len(tree), *(tree.patch_size,) * tree.ndim, *rest)
         expected = values.reshape(total, *rest)[where]
     assert np.array_equal(tree.paint(values), expected)
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=2, max_size=3),
+    st.sampled_from(["u1", "i2", ">u2", "f2", "f4", "<f8", "?", "i8", "c8", "S1"]),
+    st.integers(1, 5),
+    st.sampled_from([1, 2, 3, 4, 8]),
+    st.integers(0, 99),
+)
+def test_enlarging_repeats_every_pixel(shape: list[int], dtype: str, channels: int, factor: int, seed: int) -> None:
+    picture = np.random.default_rng(seed).integers(0, 120, (*shape, channels)).astype(dtype)[..., 1:, :]
+    expected = picture
+    for axis in range(len(shape)):
+        expected = np.repeat(expected, factor, axis)
+    enlarged = _enlarge(picture, factor, smooth=False)
+    assert enlarged.dtype == picture.dtype
+    assert np.array_equal(enlarged, expected)
 
 
 @given(trees(), st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
