@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,15 +18,15 @@ from patchtree.augment import place, vary_colours, vary_detail
 from patchtree.budget import choose_density
 from patchtree.cache import statistics
 from patchtree.data import DataModule, Sample
-from patchtree.foveate import Box, Window, merge
+from patchtree.foveate import Box, merge
 from patchtree.io.coverage import count_part
 from patchtree.io.slides import Slide, open_slide
 from patchtree.patcher import Patcher, Patches
 from patchtree.slide_sets import Labels, open_labels
 from patchtree.slide_sources import SlideSource, look_at
 from patchtree.slides.cut import cut_halved
-from patchtree.slides.halved import Halved, threads
-from patchtree.slides.lazy import refine_halved
+from patchtree.slides.halved import Halved
+from patchtree.slides.lazy import Coarse, measure_coarse, refine_halved
 from patchtree.slides.turned import Turned, turn
 from patchtree.tree import Tree
 
@@ -34,8 +35,8 @@ _LEAST, _LEAST_AROUND, _SHARE_AROUND = 256, 64, 1 / 7
 _SIDES = (256, 8192)
 # Windows that are validated on in all, and of each slide at least and at most.
 _VALIDATED, _OF_EACH = 128, (4, 32)
-# Slides that a process holds open, bytes of tiles for one sample, and trees of whole slides.
-_OPEN, _TILES, _TREES = 8, 32 << 20, 64
+# Slides that a process holds open, bytes of tiles for one sample, and ways of turning slides that are remembered.
+_OPEN, _TILES, _VIEWS = 8, 32 << 20, 64
 # What is read of the first few slides to choose the density.
 _LOOKED_AT, _LOOKED_AT_SIDE = 4, 2048
 # Pixels around a patch for what blurs it.
@@ -76,7 +77,8 @@ class Handles:
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, tuple[Slide, Labels]] = OrderedDict()
-        self._trees: OrderedDict[tuple[Any, ...], Tree] = OrderedDict()
+        self._kept: dict[str, tuple[int, NDArray[Any]] | None] = {}
+        self._views: OrderedDict[tuple[Any, ...], tuple[Coarse, Tree]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -100,25 +102,46 @@ class Handles:
             )
             self._open[key] = slide, labels
             while len(self._open) > _OPEN:
-                self._close(*self._open.popitem(last=False)[1])
+                self._close()
         self._open.move_to_end(key)
         return self._open[key]
 
-    def whole(self, key: tuple[Any, ...], make: Callable[[], Tree]) -> Tree:
-        """Give the tree of a whole slide, made if it is not there."""
-        if key not in self._trees:
-            self._trees[key] = make()
-            while len(self._trees) > _TREES:
-                self._trees.popitem(last=False)
-        return self._trees[key]
+    def view(
+        self, source: SlideSource, halved: Halved, pool: Executor, patcher: Patcher, how: tuple[bool, int]
+    ) -> tuple[Coarse, Tree]:
+        """Give what windows of a slide, turned in one way, have in common: coarse levels, and a tree of all of it.
+
+        Args:
+            source: the slide.
+            halved: the slide turned; it is given the level that is read whole.
+            pool: threads that read.
+            patcher: makes the tree of all.
+            how: whether the slide is mirrored, and its quarter turns.
+        """
+        path = str(source.pair.image)
+        if path not in self._kept:
+            straight = Halved(self.get(source)[0], _TILES)
+            measure_coarse(straight, pool, patcher)
+            self._kept[path] = straight.kept
+        if (kept := self._kept[path]) is not None:
+            halved.keep(kept[0], turn(kept[1], *how))
+        key = (path, *how, patcher)
+        if key not in self._views:
+            coarse = measure_coarse(halved, pool, patcher)
+            self._views[key] = coarse, refine_halved(halved, pool, patcher, coarse=coarse)
+            while len(self._views) > _VIEWS:
+                self._views.popitem(last=False)
+        return self._views[key]
 
     def close(self) -> None:
         """Close all."""
         while self._open:
-            self._close(*self._open.popitem()[1])
+            self._close()
 
-    @staticmethod
-    def _close(slide: Slide, labels: Labels) -> None:
+    def _close(self) -> None:
+        """Close what was not asked for the longest."""
+        path, (slide, labels) = self._open.popitem(last=False)
+        self._kept.pop(path, None)
         slide.close()
         labels.close()
 
@@ -154,15 +177,11 @@ def read_window(
     budget = max(_LEAST, round(density * source.tissue_in(box)))
     most = density * height * width
     around = 0 if box == (0, 0, *source.shape) else max(_LEAST_AROUND, round(most * _SHARE_AROUND))
-    window = Window(there, budget, around, 1, turned.shape)
-    halved = Halved(turned, _TILES)
-    with threads(1) as pool:
-        tree = refine_halved(halved, pool, replace(patcher, budget=window.budget), region=window.box)
-        if window.around:
-            coarse = replace(patcher, budget=window.around)
-            key = (str(source.pair.image), flip, turns, coarse)
-            tree = merge(tree, handles.whole(key, lambda: refine_halved(halved, pool, coarse)))
-        pixels = cut_halved(halved, tree, pool)
+    halved, pool = Halved(turned, _TILES), _Here()
+    coarse, whole = handles.view(source, halved, pool, replace(patcher, budget=max(around, 1)), (flip, turns))
+    tree = refine_halved(halved, pool, replace(patcher, budget=budget), None, there, coarse)
+    tree = merge(tree, whole) if around else tree
+    pixels = cut_halved(halved, tree, pool)
     ids = turn(labels.ids(box), flip, turns)
     counts = count_part(ids, (top, left), tree, len(source.labels), source.ignore)
     return Sample(Patches(pixels, tree), counts, source.name)
@@ -336,6 +355,19 @@ class SlideModule(DataModule):
         for samples in (self.windows, self.whole):
             if isinstance(samples, SlideWindows | SlideParts):
                 samples.handles.close()
+
+
+class _Here(Executor):
+    """Works on what it is given at once, in the thread that gives it: a process that makes samples has one core."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Work on it."""
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 def _vary(patches: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
