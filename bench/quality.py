@@ -375,7 +375,7 @@ def explain(args: Any) -> str:
     return (
         f"Each had {args.max_time:g} s from finding the images to the last step, {args.threads} thread(s) and "
         f"{args.workers} process(es) that prepare samples; {args.seeds} seed(s). Same images, same augmentation; "
-        "scores in pixels of the original images. patchtree: its defaults (cross-entropy weighed by class + Dice, "
+        "scores in pixels of the original images. patchtree: its defaults (cross-entropy + Dice, "
         "bfloat16 where the processor has it), best validation. unet: cross-entropy + Dice, float32; MONAI's UNet "
         f"({args.width} to {16 * args.width} channels, residual units), balanced crops of {args.crop} px in batches of "
         "8, each image normalised, AdamW with cosine, sliding windows blended by a Gaussian, overlap 0.25."

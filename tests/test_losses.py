@@ -147,27 +147,6 @@ def test_segmentation_loss_is_its_parts() -> None:
     assert_same(scene, segmentation_loss(scene.logits, scene.counts), parts)
 
 
-@pytest.mark.parametrize("balance", [0.5, 1.0])
-def test_balance_weighs_classes_by_their_share(balance: float) -> None:
-    scene = make_scene((37, 91))
-    ids, known = scene.masks.flatten(), scene.masks.flatten() != IGNORE
-    share = torch.bincount(ids[known], minlength=4) / known.sum()
-    expected = cross_entropy(scene.logits, scene.counts, share**-balance)
-    expected = expected + dice_loss(scene.logits, scene.counts, False, batch=True)
-    assert_same(scene, segmentation_loss(scene.logits, scene.counts, balance), expected)
-
-
-def test_balance_leaves_out_absent_classes() -> None:
-    logits = torch.randn(1, 4, 4, 4, 3, requires_grad=True)
-    counts = torch.zeros(1, 4, 4, 4, 3)
-    counts[..., 0] = 4
-    loss = segmentation_loss(logits, counts, balance=1.0)
-    plain = segmentation_loss(logits, counts)
-    torch.testing.assert_close(loss, plain)
-    loss.backward()
-    assert bool(logits.grad.isfinite().all())
-
-
 def test_batches_can_be_added_before_the_loss() -> None:
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 5, 4, 4, 3, generator=rng)

@@ -343,7 +343,7 @@ def test_what_is_not_possible_is_refused(data: Path, tmp_path: Path, wrong: dict
 def test_a_loss_that_is_not_finite_ends_the_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchtree.training.loss_of_sums", lambda sums, balance: sums.sum() * torch.nan)
+    monkeypatch.setattr("patchtree.training.loss_of_sums", lambda sums: sums.sum() * torch.nan)
     with pytest.raises(InputError, match="no longer a finite number"):
         train(data, tmp_path / "run", max_epochs=1, **SMALL)
     assert not (tmp_path / "run" / WEIGHTS).exists()

@@ -100,11 +100,10 @@ def dice_loss(
     return loss[..., 0 if include_background else 1 :].mean()
 
 
-def segmentation_loss(logits: Tensor, counts: Tensor, balance: float = 0.0) -> Tensor:
+def segmentation_loss(logits: Tensor, counts: Tensor) -> Tensor:
     """Give cross-entropy plus Dice loss of the foreground over all images together, nnU-Net's loss.
 
-    Equal to ``cross_entropy(..., class_weight) + dice_loss(..., include_background=False, batch=True)``, where the
-    weight of a class is its share of the pixels to the power ``-balance``.
+    Equal to ``cross_entropy(...) + dice_loss(..., include_background=False, batch=True)``.
 
     >>> logits, counts = torch.zeros(1, 4, 16, 16, 2), torch.ones(1, 4, 16, 16, 2)
     >>> round(segmentation_loss(logits, counts).item(), 4)
@@ -113,15 +112,13 @@ def segmentation_loss(logits: Tensor, counts: Tensor, balance: float = 0.0) -> T
     Args:
         logits: ``(B, ..., K)``.
         counts: ``(B, ..., K)``, image pixels of each class under each patch pixel.
-        balance: 0 counts every pixel the same, 1 every class that is there; between them rare classes count more than
-            their pixels.
 
     Raises:
         InputError: logits and counts differ in shape.
 
     Source: F. Isensee et al., "nnU-Net", Nature Methods 2021.
     """
-    return loss_of_sums(loss_sums(logits, counts), balance)
+    return loss_of_sums(loss_sums(logits, counts))
 
 
 def loss_sums(logits: Tensor, counts: Tensor) -> Tensor:
@@ -147,12 +144,10 @@ def loss_sums(logits: Tensor, counts: Tensor) -> Tensor:
     return torch.stack([_sum(log * counts), *_overlap(log.exp(), counts, [0, *range(2, counts.ndim)])])
 
 
-def loss_of_sums(sums: Tensor, balance: float = 0.0) -> Tensor:
+def loss_of_sums(sums: Tensor) -> Tensor:
     """Give the `segmentation_loss` of a batch from its `loss_sums`, ``(4, K)`` -> a scalar."""
     likelihood, true, both, predicted = sums
-    # Less than a pixel is no pixel: the weight of an absent class is finite, and multiplies 0.
-    weight = (true.clamp(min=1) / true.sum().clamp(min=1)) ** -balance
-    return _ratio(-likelihood * weight, true * weight) + _dice_loss(true, both, predicted, smooth=1e-5)[1:].mean()
+    return _ratio(-likelihood, true) + _dice_loss(true, both, predicted, smooth=1e-5)[1:].mean()
 
 
 def _classes_second(logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

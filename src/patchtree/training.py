@@ -70,7 +70,7 @@ _LOOKED_AT = 4
 _TOKENS = {"cpu": 300, "gpu": 1024}
 # Of a small image, and the area that a token of a larger one covers, where only its class is wanted.
 _FEW, _AREA = 64, 2400
-# Classes count for more than their pixels in the cross-entropy, for less than one each.
+# Of whole images, a class counts for more than its images in the cross-entropy, for less than one each.
 _BALANCE = 0.5
 # What Lightning warns of although it is meant so.
 _NOISE = (
@@ -331,7 +331,7 @@ class Task(LightningModule):
     def training_step(self, batch: Batch) -> Tensor:
         """Give the loss of a batch of windows; with several processes, that of all their batches together."""
         sums = loss_sums(self.model(batch.tokens, batch.ghosts), batch.counts)
-        loss = loss_of_sums(_SumOfAll.apply(sums) if self.trainer.world_size > 1 else sums, _BALANCE)
+        loss = loss_of_sums(_SumOfAll.apply(sums) if self.trainer.world_size > 1 else sums)
         self.log("loss", loss.detach(), batch_size=len(batch))
         return loss
 
