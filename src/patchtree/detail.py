@@ -7,7 +7,7 @@ level ``i + 1``. It is *monotone*: no cell has less detail than one of its child
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.errors import InputError
-from patchtree.pyramid import pyramid
+from patchtree.pyramid import Level, pyramid
 from patchtree.tree import cover_level
 
 DetailPyramid: TypeAlias = list[NDArray[np.float64]]
@@ -143,25 +143,48 @@ class Residual:
 
     def measure(self, image: NDArray[Any], patch_size: int, levels: int) -> DetailPyramid:
         """Measure the squared error of each cell."""
-        details: DetailPyramid = []
         if not levels:
-            return details
-        ndim, channels = image.ndim - 1, image.shape[-1]
+            return []
+        shape, channels = image.shape[:-1], image.shape[-1]
         variance = np.sum(estimate_noise(image) ** 2) if self.noise is None else channels * self.noise**2
-        coefficients = (2**ndim - 1) * patch_size**ndim
-        finer: NDArray[np.float64] | None = None
-        for level, picture in enumerate(pyramid(image, levels)):
-            shown = _energy(picture.values, patch_size, image.shape[:-1], level) * picture.scale**2
-            if finer is not None:
-                whole = _fold(finer)
-                gain = whole - shown
-                gain[gain < _ROUNDING * whole] = 0
-                side = patch_size << level
-                count = coefficients * _pixels(image.shape[:-1], side) / side**ndim
-                gain = np.maximum(gain - variance * (count + 3 * np.sqrt(2 * count / channels)), 0)
-                details.append(gain + _fold(details[-1]) if details else gain)
-            finer = shown
-        return details
+        return measure_residual(pyramid(image, levels), patch_size, shape, float(variance))
+
+
+def measure_residual(
+    pictures: Iterable[Level], patch_size: int, shape: tuple[int, ...], variance: float, halved: int = 0
+) -> DetailPyramid:
+    """Measure `Residual` from the levels of a pyramid, of which the first may be halved already.
+
+    >>> image = np.kron(np.eye(2), np.full((4, 4), 3.0))[..., None]
+    >>> measure_residual(pyramid(image, 3), patch_size=2, shape=(8, 8), variance=0)[-1].tolist()
+    [[144.0]]
+
+    Args:
+        pictures: an image's levels, each half the one before.
+        patch_size: pixels on a side of a patch.
+        shape: the image's shape.
+        variance: that of its noise, summed over channels.
+        halved: how many times the first picture was halved; what finer levels hold is not counted.
+
+    Returns:
+        The details of the cells of level ``halved + 1`` and up.
+    """
+    details: DetailPyramid = []
+    coefficients = (2 ** len(shape) - 1) * patch_size ** len(shape)
+    finer: NDArray[np.float64] | None = None
+    for level, picture in enumerate(pictures, start=halved):
+        shown = _energy(picture.values, patch_size, shape, level) * picture.scale**2
+        if finer is not None:
+            whole = _fold(finer)
+            gain = whole - shown
+            gain[gain < _ROUNDING * whole] = 0
+            side = patch_size << level
+            count = coefficients * _pixels(shape, side) / side ** len(shape)
+            channels = picture.values.shape[-1]
+            gain = np.maximum(gain - variance * (count + 3 * np.sqrt(2 * count / channels)), 0)
+            details.append(gain + _fold(details[-1]) if details else gain)
+        finer = shown
+    return details
 
 
 @dataclass(frozen=True)

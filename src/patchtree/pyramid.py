@@ -45,7 +45,13 @@ class Level:
         return np.asarray(scaled, dtype)
 
 
-def pyramid(image: NDArray[Any], levels: int, exact: bool = True) -> Iterator[Level]:
+def pyramid(
+    image: NDArray[Any],
+    levels: int,
+    exact: bool = True,
+    shape: tuple[int, ...] | None = None,
+    halved: int = 0,
+) -> Iterator[Level]:
     """Yield an image halved 0, 1, ..., ``levels`` times.
 
     A pixel of level ``l`` is the mean of the image's pixels under it; at the far border only those inside the image
@@ -60,6 +66,8 @@ def pyramid(image: NDArray[Any], levels: int, exact: bool = True) -> Iterator[Le
         levels: how many times to halve.
         exact: False lets the first halving of an 8-bit image round to 8 bits, which is three times as fast and at most
             half a grey level off.
+        shape: that of the whole image, where the first level is one that was halved already.
+        halved: how many times it was.
     """
     yield Level(image, 1.0)
     eight_bit = image.dtype in (np.uint8, np.bool_)
@@ -74,7 +82,7 @@ def pyramid(image: NDArray[Any], levels: int, exact: bool = True) -> Iterator[Le
         elif image.dtype.itemsize > 2 and image.dtype != np.float32:
             dtype = np.dtype(np.float64)
         gain = _FIXED if current.dtype == np.uint8 and dtype == np.uint16 else 1
-        blend = [_far_share(length, level - 1) for length in image.shape[:-1]]
+        blend = [_far_share(length, halved + level - 1) for length in shape or image.shape[:-1]]
         current = _halve(current, dtype, gain, blend)
         yield Level(current, 1 / _FIXED if fixed and current.dtype != np.uint8 else 1.0)
 

@@ -46,13 +46,9 @@ def test_blocks_add_up_to_the_whole(shape: tuple[int, int], p: int, detail: Any,
         parts = dense._measure(make_slide(image, [0, 1], (32, 32)), Patcher(p, detail=detail, max_level=max_level), 2)
     assert len(parts) == len(whole)
     for level, (part, expected) in enumerate(zip(parts, whole, strict=True), start=1):
-        # Above the block, the means that details come from are rounded.
-        loose = 0.01 if p << level > 64 and isinstance(detail, Residual | Variance) else 1e-9
-        if p << level > 64 and isinstance(detail, Residual):
-            full = tuple(slice(0, length // (p << level)) for length in shape)
-            assert (part[np.isfinite(part)] >= 0).sum() == part.size
-            part, expected = part[full], expected[full]
-        np.testing.assert_allclose(part, expected, rtol=loose, atol=1e-6)
+        # Above the block details come from its means, which are rounded.
+        loose = 1e-3 if p << level > 64 and isinstance(detail, Residual | Variance) else 1e-9
+        np.testing.assert_allclose(part, expected, rtol=loose, atol=1e-6, err_msg=f"level {level}")
 
 
 @pytest.mark.parametrize("shape", [(1, 400), (130, 3)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.detail import Detail, DetailPyramid, Residual, Variance, as_detail, measure
+from patchtree.detail import Detail, DetailPyramid, Residual, Variance, as_detail, measure, measure_residual
 from patchtree.io.slides import Slide
 from patchtree.patcher import Patcher
 from patchtree.pyramid import pyramid
@@ -20,6 +20,8 @@ from patchtree.tree import Tree, cover_level
 
 # About the side of a block in pixels: a few of them, and what is made of them, fit the memory of any machine.
 _BLOCK = 4096
+# The same for sums of squares, which see no further than a cell: what is made of a block stays in the cache.
+_SQUARES_BLOCK = 1024
 # Pixels around a block that edges are followed into.
 _HALO = 64
 
@@ -46,9 +48,8 @@ def refine_dense(
     Tree(58 leaves of 32 to 128 px, patch_size=16, shape=(400, 400))
 
     Blocks lie at fixed places, so the tree does not depend on the number of workers. It is the tree that `Patcher`
-    makes of the whole image, but for this: edges are followed no more than 64 pixels out of a block; noise is estimated
-    from parts of a slide of more than one block; and of the few cells larger than a block, the residual of those that
-    reach over the far border is estimated from their pixels as if all were inside alike.
+    makes of the whole image, but for this: edges are followed no more than 64 pixels out of a block, and noise is
+    estimated from parts of a slide of more than 4096 pixels a side.
 
     Args:
         slide: what `open_slide` gave.
@@ -71,15 +72,14 @@ def refine_dense(
 def _measure(slide: Slide, patcher: Patcher, workers: int | None) -> DetailPyramid:
     """Measure the cells of every level above 0."""
     shape, p = slide.shape, patcher.patch_size
-    side = max(1, (_BLOCK // p).bit_length() - 1)
-    block = p << side
-    if max(shape) <= block:
+    if max(shape) <= _side(_BLOCK, p):
         return measure(slide.read(0, 0, 0, *shape), patcher.detail, p, patcher.max_level)
     top = cover_level(shape, p) if patcher.max_level is None else patcher.max_level
     detail = as_detail(patcher.detail)
     squares = isinstance(detail, Residual | Variance)
     # What is a sum over pixels is summed up; squares around a mean need the means, to go on above the block.
-    levels = min(top, side if squares else 1)
+    block = _side(min(_BLOCK, _SQUARES_BLOCK) if squares else _BLOCK, p)
+    levels = min(top, (block // p).bit_length() - 1 if squares else 1)
     details = [np.zeros([-(-length // (p << level)) for length in shape]) for level in range(1, top + 1)]
     if not levels:
         return details
@@ -87,23 +87,30 @@ def _measure(slide: Slide, patcher: Patcher, workers: int | None) -> DetailPyram
     means = np.empty((*halved.shape(levels), slide.channels))
     margin = 0 if squares else -(-_HALO // (2 * p)) * 2 * p
     shared = margin > 0 or any(block % length for length in slide.levels[0].tile)
+    # Blocks that share tiles follow each other.
     corners = list(product(*(range(0, length, block) for length in shape)))
+    corners.sort(key=lambda corner: [place // _BLOCK for place in corner])
 
     with threads(workers) as pool:
         cells = Cells(halved, p, detail, pool)
         tuned = cells.tuned(0)
+        variance = slide.channels * tuned.noise**2 if isinstance(tuned, Residual) and tuned.noise else 0.0
 
         def measure_block(corner: tuple[int, ...]) -> None:
             low = [max(place - margin, 0) for place in corner]
             high = [min(place + block + margin, length) for place, length in zip(corner, shape, strict=True)]
             values = cells.grey_levels((halved if shared else slide).read(0, *low, *high))
-            for level, found in enumerate(tuned.measure(values, p, levels), start=1):
+            pictures = list(pyramid(values, levels)) if squares else []
+            if isinstance(tuned, Residual):
+                found = measure_residual(pictures, p, values.shape[:-1], variance)
+            else:
+                found = tuned.measure(values, p, levels)
+            for level, grid in enumerate(found, start=1):
                 skip = [(place - start) // (p << level) for place, start in zip(corner, low, strict=True)]
                 part = _part(details[level - 1], corner, p << level, block)
-                part[:] = found[skip[0] :, skip[1] :][: len(part), : part.shape[1]]
+                part[:] = grid[skip[0] :, skip[1] :][: len(part), : part.shape[1]]
             if squares:
-                *_, last = pyramid(values, levels, exact=False)
-                _part(means, corner, 1 << levels, block)[:] = last.values * last.scale
+                _part(means, corner, 1 << levels, block)[:] = pictures[-1].values * pictures[-1].scale
 
         for _ in pool.map(measure_block, corners):
             pass
@@ -111,32 +118,33 @@ def _measure(slide: Slide, patcher: Patcher, workers: int | None) -> DetailPyram
     for level in range(levels, top):
         details[level] += _fold(details[level - 1])
     if squares and levels < top:
-        _add_coarse(details[levels:], tuned, means, p, levels, shape)
+        if isinstance(tuned, Residual):
+            pictures = pyramid(means, top - levels, shape=shape, halved=levels)
+            found = measure_residual(pictures, p, shape, variance, levels)
+        else:
+            found = _measure_spread(means, p, shape, levels, top)
+        for grid, more in zip(details[levels:], found, strict=True):
+            grid += more
     return details
 
 
-def _add_coarse(
-    details: DetailPyramid, detail: Detail, means: NDArray[np.float64], p: int, level: int, shape: tuple[int, int]
-) -> None:
-    """Add what is to be seen in a level that was made of blocks to the cells of the levels above."""
+def _side(limit: int, p: int) -> int:
+    """Give the side of the largest cell that is no larger than a limit, or of one of level 1."""
+    return p << max(1, (limit // p).bit_length() - 1)
+
+
+def _measure_spread(means: NDArray[np.float64], p: int, shape: tuple[int, int], level: int, top: int) -> DetailPyramid:
+    """Measure how far the cells of a level are from their mean, for the cells of each level above."""
     step = 1 << level
     rows, columns = (np.minimum(step, length - np.arange(0, length, step)) for length in shape)
     pixels = _fold((rows[:, None] * columns)[..., None], p)
-    if isinstance(detail, Residual):
-        assert detail.noise is not None
-        found = Residual(detail.noise / step).measure(means, p, len(details))
-        counted = _fold(np.ones(means.shape[:2]), p)
-        for grid, more in zip(details, found, strict=True):
-            pixels, counted = _fold(pixels), _fold(counted)
-            grid += more * (pixels[..., 0] / counted)
-        return
     sums = _fold(means * (rows[:, None] * columns)[..., None], p)
-    more = np.zeros(pixels.shape[:2])
-    for grid in details:
+    details = [np.zeros(pixels.shape[:2])]
+    for _ in range(level, top):
         finer = (sums**2 / pixels).sum(-1)
         sums, pixels = _fold(sums), _fold(pixels)
-        more = np.maximum(_fold(more + finer) - (sums**2 / pixels).sum(-1), 0)
-        grid += more
+        details.append(np.maximum(_fold(details[-1] + finer) - (sums**2 / pixels).sum(-1), 0))
+    return details[1:]
 
 
 def _part(grid: NDArray[Any], corner: tuple[int, ...], step: int, block: int) -> NDArray[Any]:
