@@ -24,9 +24,9 @@ from patchtree.errors import InputError
 from patchtree.inference import evaluate, load
 from patchtree.io.images import write_image, write_mask
 from patchtree.metrics import dice
-from patchtree.models.choose import build, build_model
+from patchtree.models.choose import build, build_classifier, build_model
 from patchtree.runs import CHECKPOINT, CONFIG, METRICS, WEIGHTS, load_config, weights_metadata
-from patchtree.training import Task, train
+from patchtree.training import ImageTask, Task, train
 
 HERE: dict[str, Any] = {"workers": 0, "accelerator": "cpu", "progress": False}
 SMALL: dict[str, Any] = {"patch_size": 8, "budget": 16, "detail": "variance", **HERE}
@@ -358,6 +358,13 @@ def test_only_matrices_decay() -> None:
     names = {id(weight): name for name, weight in task.named_parameters()}
     assert all(names[id(weight)].endswith(("bias", "weight", "gamma")) for weight in vectors["params"])
     assert len(names) == len(matrices["params"]) + len(vectors["params"])
+
+
+def test_rare_classes_of_images_count_for_more() -> None:
+    task = ImageTask(build_classifier("patchtree:tiny", 2), 1e-3, {}, 1.0, shares=(0.8, 0.2))
+    normal, rare = task.weight.tolist()
+    assert rare == pytest.approx(2 * normal)
+    assert 0.8 * normal + 0.2 * rare == pytest.approx(1)
 
 
 def test_defaults_come_from_the_data(data: Path, tmp_path: Path) -> None:

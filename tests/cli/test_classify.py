@@ -19,6 +19,7 @@ from patchtree.inference import load
 from patchtree.io.images import write_image
 from patchtree.runs import load_config
 from patchtree.training import train
+from slide_files import small_slide
 
 from .conftest import Result, Run, Trained, run_process
 
@@ -217,6 +218,13 @@ def test_what_is_for_masks_is_refused(run: Run, classified: Trained, trained: Tr
     for folder, task in ((classified.run, "segment"), (trained.run, "classify")):
         with pytest.raises(InputError, match=f"and {task} is wanted; name another run"):
             load(folder, task=task)
+
+
+def test_slides_are_not_classified(run: Run, classified: Trained, tmp_path: Path) -> None:
+    slide, _ = small_slide(tmp_path)
+    result = run("predict", classified.run, slide, "--out", tmp_path / "out")
+    assert result.failed_with("slide.tif: is a slide, and the run labels images")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_images_of_one_name(run: Run, classified: Trained, tmp_path: Path) -> None:

@@ -158,8 +158,11 @@ def _predict_label(one: Input, predictor: Predictor, labels: Sequence[str], flip
     """Predict one image; gives what ``predict --json`` prints of it."""
     from patchtree.image_inference import classify
     from patchtree.io.images import read_image
+    from patchtree.io.slides import is_slide
 
     started = perf_counter()
+    if is_slide(one.path):
+        raise InputError(f"{one.path}: is a slide, and the run labels images; give an image of it")
     image = read_image(one.path)
     try:
         shares = classify(predictor, image, flips=flips)
