@@ -104,3 +104,17 @@ def test_many_classes_need_wider_ids() -> None:
     assert likeliest(shares).tolist() == [[[299]]]
     layer = Layer(Window((0, 0, 1, 1), 64, 0, 1, (1, 1)), Tree.uniform((1, 1), 1), shares)
     assert Blend([layer], np.ones((1, 1), bool), 1).ids((0, 0, 1, 1)).tolist() == [[299]]
+
+
+def test_windows_that_disagree_go_over_into_each_other_without_a_step() -> None:
+    shape = 64, 200
+    tree = Tree.uniform(shape, 8)
+    layers = []
+    for left, right, share in ((0, 120, 0.2), (80, 200, 0.8)):
+        shares = np.broadcast_to(np.float32([1 - share, share]), (len(tree), 8, 8, 2))
+        layers.append(Layer(Window((0, left, 64, right), 64, 8, 40, shape), tree, shares))
+    row = Blend(layers, np.ones((1, 1), bool), 200).probabilities((0, 0, 64, 200))[5, :, 1]
+    assert row[:80].tolist() == pytest.approx([0.2] * 80)
+    assert row[120:].tolist() == pytest.approx([0.8] * 80)
+    assert (np.diff(row) >= 0).all()
+    assert np.diff(row).max() < 1.01 * 0.6 / 40

@@ -19,7 +19,7 @@ Ids = NDArray[np.uint8 | np.uint16]
 _CELL = 64
 _CELLS = 1024
 # About the side in pixels of what is painted at once: smaller boxes follow borders better, but each has its price.
-_PAINTED = 256
+_PAINTED = 512
 
 
 class Layer:
@@ -89,8 +89,15 @@ class Blend:
     def ids(self, box: Box) -> Ids:
         """Give the likeliest class of every pixel of a box, ``(h, w)``."""
         out: Ids = np.zeros((box[2] - box[0], box[3] - box[1]), np.uint8 if self.classes <= 256 else np.uint16)
-        self._fill(out, box)
+        self.fill(out, box)
         return out
+
+    def fill(self, out: Ids, box: Box) -> NDArray[np.int64]:
+        """Write the likeliest class of every pixel of a box to zeros, ``(h, w)``; gives the pixels of each class."""
+        counts = np.zeros(self.classes, np.int64)
+        self._fill(out, box, counts)
+        counts[0] = out.size - counts[1:].sum()
+        return counts
 
     def probabilities(self, box: Box) -> NDArray[np.float32]:
         """Give the probabilities at every pixel of a box, ``(h, w, K)``; outside tissue that of class 0 is 1."""
@@ -103,8 +110,8 @@ class Blend:
         total[outside, 0] = 1
         return total
 
-    def _fill(self, out: Ids, box: Box) -> None:
-        """Write the ids of a box, in smaller and smaller parts where they are not plain."""
+    def _fill(self, out: Ids, box: Box, counts: NDArray[np.int64]) -> None:
+        """Write the ids of a box, in smaller and smaller parts where they are not plain, and count them."""
         y0, x0, y1, x1 = box
         tissue = self.tissue[y0 // self.side : -(-y1 // self.side), x0 // self.side : -(-x1 // self.side)]
         layers = self._touching(box) if tissue.any() else []
@@ -117,21 +124,23 @@ class Blend:
                 return
             if tissue.all() and any(_overlap(layer.window.box, box) == box for layer in layers):
                 out[:] = kind
+                counts[kind] += out.size
                 return
         if max(y1 - y0, x1 - x0) > _PAINTED:
             if y1 - y0 >= x1 - x0:
                 middle = _middle(y0, y1)
-                self._fill(out[: middle - y0], (y0, x0, middle, x1))
-                self._fill(out[middle - y0 :], (middle, x0, y1, x1))
+                self._fill(out[: middle - y0], (y0, x0, middle, x1), counts)
+                self._fill(out[middle - y0 :], (middle, x0, y1, x1), counts)
             else:
                 middle = _middle(x0, x1)
-                self._fill(out[:, : middle - x0], (y0, x0, y1, middle))
-                self._fill(out[:, middle - x0 :], (y0, middle, y1, x1))
+                self._fill(out[:, : middle - x0], (y0, x0, y1, middle), counts)
+                self._fill(out[:, middle - x0 :], (y0, middle, y1, x1), counts)
             return
         total = self._sum(box, layers)[0]
         out[:] = total[..., 0] > 0 if self.classes == 2 else likeliest(total)
         if not tissue.all():
             out[~self._tissue(box)] = 0
+        counts += count_ids(out, self.classes)
 
     def _touching(self, box: Box) -> list[Layer]:
         y0, x0, y1, x1 = box
@@ -183,6 +192,24 @@ def likeliest(shares: NDArray[np.float32]) -> Ids:
         ids[larger] = label
         best = np.where(larger, shares[..., label], best)
     return ids
+
+
+def count_ids(ids: Ids, classes: int) -> NDArray[np.int64]:
+    """Count the pixels of each class, ``(H, W)`` -> ``(K,)``; fast for few classes.
+
+    >>> count_ids(np.uint8([[0, 2, 2]]), 3).tolist()
+    [1, 0, 2]
+    """
+    import cv2
+
+    counts = np.zeros(classes, np.int64)
+    some = cv2.countNonZero(ids)
+    if classes == 2:
+        counts[1] = some
+    elif some:
+        counts[1:] = [np.count_nonzero(ids == label) for label in range(1, classes)]
+    counts[0] = ids.size - counts.sum()
+    return counts
 
 
 def _overlap(one: Box, other: Box) -> Box:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -14,13 +15,13 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.blend import Blend, Ids, Layer
+from patchtree.blend import Blend, Ids, Layer, count_ids
 from patchtree.errors import InputError
 from patchtree.files import replacing
 from patchtree.foveate import Box, Window, merge, plan_windows
 from patchtree.io.colours import class_colours
 from patchtree.io.probabilities import write_probabilities
-from patchtree.io.pyramids import write_class_map
+from patchtree.io.pyramids import TILE, write_class_map
 from patchtree.io.regions import Regions
 from patchtree.io.slides import Slide
 from patchtree.patcher import Patcher, Patches
@@ -38,12 +39,14 @@ U = TypeVar("U")
 # The most tokens of a sequence.
 TOKENS = 4096
 # Tissue is found with a tree of so many leaves, in cells of at least so many pixels.
-_LOOK = 16384
+_LOOK = 65536
 _CELL = 512
 # Finished regions of the output are squares of this side in pixels.
 _SIDE = 2048
 # Pixels that are painted in one go by one thread.
 _STRIPE = 4096
+# Pixels of a band of rows that waits to be written.
+_BAND = 1 << 25
 # Bytes of layers that are held for regions to come, and of tiles.
 _HELD = 128 << 20
 _CACHE = 128 << 20
@@ -237,7 +240,7 @@ class _Work:
         ready = [place for place in self._missing() if self._done.issuperset(self.windows_of[place])]
         for place in ready:
             blend = self._blend(self.windows_of[place])
-            self.regions.put(place, self._paint(blend, self.regions.box(place)))
+            self.regions.put(place, self._paint(blend, self.regions.box(place))[0])
             self.done_regions.add(place)
         for at in sorted(self._done - self._needed()):
             self._layers.pop(at, None)
@@ -249,23 +252,27 @@ class _Work:
         counts = np.zeros(classes, np.int64)
         direct = self._blend([0]) if self.windows_of and not self.kept else None
 
-        def read(y0: int, x0: int, y1: int, x1: int) -> Ids:
+        def rows_of(band: Box) -> Ids:
+            y0, x0, y1, x1 = band
             if direct is not None:
-                ids = self._paint(direct, (y0, x0, y1, x1))
-                counts[:] += _count(ids, classes)
+                ids, found = self._paint(direct, band)
+                counts[:] += found
                 return ids
             ids = np.zeros((y1 - y0, x1 - x0), self.regions.dtype)
             for place in sorted(self.done_regions):
-                top, left, bottom, right = self.regions.box(place)
-                top, bottom = max(top, y0), min(bottom, y1)
-                if top < bottom:
-                    part = self.regions.read(top, left, bottom, right)
-                    ids[top - y0 : bottom - y0, left:right] = part
-                    counts[:] += _count(part, classes)
+                box = self.regions.box(place)
+                if _overlaps(box, band):
+                    top, left, bottom, right = box
+                    part = ids[top - y0 : bottom - y0, left:right]
+                    part[:] = self.regions.read(*box)
+                    counts[:] += count_ids(part, classes)
             return ids
 
-        write_class_map(out, (height, width), read, self.regions.dtype, mpp, ome, _SIDE if self.kept else None)
-        counts[0] = height * width - counts.sum()
+        rows = _SIDE if self.kept else max(1, _BAND // (TILE * width)) * TILE
+        bands = [(top, 0, min(top + rows, height), width) for top in range(0, height, rows)]
+        with closing(_ahead(rows_of, bands)) as ready:
+            write_class_map(out, (height, width), lambda *_: next(ready), self.regions.dtype, mpp, ome, rows)
+        counts[0] = height * width - counts[1:].sum()
         return [int(count) for count in counts]
 
     def write_probabilities(self, out: Path, mpp: tuple[float, float] | None, labels: dict[str, int]) -> None:
@@ -306,11 +313,16 @@ class _Work:
                 if self.shown[cells].any():
                     yield place
 
-    def _paint(self, blend: Blend, box: Box) -> Ids:
-        """Paint a box in stripes, by several threads."""
+    def _paint(self, blend: Blend, box: Box) -> tuple[Ids, NDArray[np.int64]]:
+        """Paint a box in stripes, by several threads; also gives the pixels of each class."""
         y0, x0, y1, x1 = box
-        boxes = [(y0, x, y1, min(x + _STRIPE, x1)) for x in range(x0, x1, _STRIPE)]
-        return np.concatenate(list(self.pool.map(blend.ids, boxes)), axis=1)
+        ids: Ids = np.zeros((y1 - y0, x1 - x0), self.regions.dtype)
+
+        def stripe(left: int) -> NDArray[np.int64]:
+            right = min(left + _STRIPE, x1)
+            return blend.fill(ids[:, left - x0 : right - x0], (y0, left, y1, right))
+
+        return ids, np.sum(list(self.pool.map(stripe, range(x0, x1, _STRIPE))), axis=0)
 
     def _blend(self, windows: Iterable[int]) -> Blend:
         return Blend([self._layer(at) for at in windows], self.shown, self.plan.side)
@@ -345,16 +357,6 @@ def _overlaps(one: Box, other: Box) -> bool:
     return one[0] < other[2] and one[2] > other[0] and one[1] < other[3] and one[3] > other[1]
 
 
-def _count(ids: Ids, classes: int) -> list[int]:
-    """Count the pixels of each class but the first, which gets 0."""
-    import cv2
-
-    some = cv2.countNonZero(ids)
-    if classes <= 2 or not some:
-        return [0, some][:classes] + [0] * (classes - 2)
-    return [0] + [int(np.count_nonzero(ids == label)) for label in range(1, classes)]
-
-
 def _grow(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Add the cells next to tissue."""
     import cv2
@@ -362,7 +364,7 @@ def _grow(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return cv2.dilate(tissue.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
 
 
-def _ahead(work: Callable[[T], U], items: Sequence[T]) -> Iterator[U]:
+def _ahead(work: Callable[[T], U], items: Sequence[T]) -> Generator[U]:
     """Work on items one after the other, on the next while the last is being used."""
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(work, item) for item in items[:1]]
