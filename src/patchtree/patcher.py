@@ -185,13 +185,7 @@ class Patcher:
                 details[at - 1][tuple(tree.index[tree.level == at].T)].any() for at in range(1, len(details) + 1)
             )
             if not left:
-                name = type(as_detail(self.detail)).__name__
-                hint = "" if name == "Residual" or not any(map(np.any, details)) else "; 'residual' may find more"
-                warnings.warn(
-                    f"{name} found too little detail to use a budget of {self.budget}: "
-                    f"what has no detail was not split{hint}",
-                    stacklevel=2,
-                )
+                warn_of_spare_budget(self, any(map(np.any, details)))
         return tree
 
     def to_dict(self) -> dict[str, Any]:
@@ -212,3 +206,13 @@ balanced=False, ndim=2)
     def from_dict(cls, values: dict[str, Any]) -> Patcher:
         """Make the patcher that `to_dict` described."""
         return cls(**{**values, "detail": from_dict(values["detail"])})
+
+
+def warn_of_spare_budget(patcher: Patcher, found: bool) -> None:
+    """Say that a tree has fewer leaves than it may have, and whether any detail was found at all."""
+    name = type(as_detail(patcher.detail)).__name__
+    hint = "; 'residual' may find more" if found and name != "Residual" else ""
+    warnings.warn(
+        f"{name} found too little detail to use a budget of {patcher.budget}: what has no detail was not split{hint}",
+        stacklevel=3,
+    )

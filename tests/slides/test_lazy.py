@@ -20,6 +20,8 @@ from patchtree.tree import cover_level, morton
 from slides.fake import FakeSlide, make_slide
 from strategies import owner, trees
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*found too little detail")
+
 
 def draw_image(shape: tuple[int, ...], noise: float = 1, seed: int = 0) -> NDArray[np.uint8]:
     """Glass, and tissue in two pieces."""
@@ -160,6 +162,19 @@ def test_glass_is_never_opened_and_little_is_read(monkeypatch: pytest.MonkeyPatc
     assert mask[600 // 64 + 1 : 900 // 64, 1000 // 64 + 1 : 1400 // 64].all()
     assert mask.mean() < 0.06
     assert slide.pixels < 0.2 * image[..., 0].size
+
+
+def test_a_budget_that_is_not_used_up_is_told() -> None:
+    slide = make_slide(draw_image((300, 400)), [0, 1, 2])
+    with pytest.warns(UserWarning, match=r"Edges found too little detail to use a budget of 5000: .*; 'residual' may"):
+        tree = refine_slide(slide, 16, 5000, detail="edges")
+    with pytest.warns(UserWarning, match=r"too little detail to use a budget of 5000"):
+        patch_slide(Patcher(16, 5000), slide)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        refine_slide(slide, 16, len(tree) - 50, detail="edges")
+        refine_slide(slide, 16, 5000, threshold=1, detail="edges")
+        refine_slide(slide, 16, 5000, detail="edges", region=(0, 0, 64, 64))
 
 
 @pytest.mark.parametrize("finest", [0.0, 0.3])

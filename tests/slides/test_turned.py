@@ -42,6 +42,7 @@ def test_windows_are_turned_as_augmentation_turns_them(flip: bool, turns: int) -
     np.testing.assert_array_equal(turned[y : y + part.shape[0], x : x + part.shape[1]], part)
 
 
+@pytest.mark.filterwarnings("ignore:.*found too little detail")
 @pytest.mark.parametrize(("flip", "turns"), TURNS)
 def test_a_turned_slide_is_the_slide_of_the_turned_image(flip: bool, turns: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (256, 384, 3), np.uint8)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from patchtree.detail import Detail, as_detail
 from patchtree.errors import InputError
 from patchtree.io.slides import Slide
-from patchtree.patcher import Patcher, Patches
+from patchtree.patcher import Patcher, Patches, warn_of_spare_budget
 from patchtree.refine import refine
 from patchtree.slides.cells import Cells
 from patchtree.slides.cut import cut_halved
@@ -55,7 +55,7 @@ def patch_slide(
     """
     halved = Halved(slide)
     with threads(workers) as pool:
-        tree = refine_halved(halved, pool, patcher, min_mpp, region)
+        tree = _refine_all(halved, pool, patcher, min_mpp, region)
         return Patches(cut_halved(halved, tree, pool), tree)
 
 
@@ -106,7 +106,17 @@ def refine_slide(
     """
     patcher = Patcher(patch_size, budget, threshold, detail, max_level, balanced)
     with threads(workers) as pool:
-        return refine_halved(Halved(slide), pool, patcher, min_mpp, region)
+        return _refine_all(Halved(slide), pool, patcher, min_mpp, region)
+
+
+def _refine_all(halved: Halved, pool: Executor, patcher: Patcher, min_mpp: float | None, region: Box | None) -> Tree:
+    """Refine a slide, and warn where detail, and not the user, left a part of the budget."""
+    tree = refine_halved(halved, pool, patcher, min_mpp, region)
+    free = all(option is None for option in (patcher.threshold, min_mpp, region)) and not patcher.balanced
+    # Less than one split costs is left over by chance.
+    if free and patcher.budget is not None and len(tree) < patcher.budget - 3 and tree.level.any():
+        warn_of_spare_budget(patcher, bool((tree.level < tree.max_level).any()))
+    return tree
 
 
 def finest_level(slide: Slide, min_mpp: float | None) -> int:
