@@ -399,3 +399,14 @@ def test_sizes_and_volumes_that_are_refused() -> None:
         pt.through_mosaic(nn.Identity(), size=0)
     with pytest.raises(pt.InputError, match="patches are 3-D; use them as a sequence"):
         pt.through_mosaic(nn.Identity())(pt.collate([adaptive(9, 4, 1, ndim=3)]))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_a_model_in_half_precision_runs(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 5, 3, padding=1)
+    expected = pt.through_mosaic(model)(_tokens())
+    values = pt.through_mosaic(model.to(kind))(_tokens())
+    assert values.dtype == torch.float32
+    close(values, expected, 0.05)

@@ -69,7 +69,8 @@ class ThroughMosaic(nn.Module):
     def forward(self, tokens: Tokens) -> Tensor:
         """Give the logits or features of each leaf's pixels, ``(B, N, p, p, K)``, in the order of the tokens.
 
-        Maps of another resolution are resized, bilinear, to the mosaic's.
+        Maps of another resolution are resized, bilinear, to the mosaic's. A model in half precision is given its own
+        kind of numbers; what comes out is float32.
 
         Raises:
             InputError: the tokens are 3-D; they do not fit into `size`; the model gives nothing known.
@@ -77,7 +78,9 @@ class ThroughMosaic(nn.Module):
         images = mosaic(tokens)
         side = images.shape[-1]
         padded = self._padded(side, tokens)
-        maps = self._maps(self.model(F.pad(images, (0, padded - side) * 2)))
+        images = F.pad(images, (0, padded - side) * 2)
+        kind = next((part.dtype for part in self.model.parameters() if part.is_floating_point()), images.dtype)
+        maps = self._maps(self.model(images.to(kind))).float()
         if maps.shape[-1] != padded:
             maps = F.interpolate(maps, size=(padded, padded), mode="bilinear", align_corners=False)
         return unmosaic(maps[..., :side, :side], tokens)
