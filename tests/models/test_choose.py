@@ -106,6 +106,7 @@ def test_a_folder_of_transformers_brings_its_weights_and_normalisation(tmp_path:
     assert all(torch.equal(state[name], value) for name, value in original.items())
     assert built.norm == ((0.1, 0.2, 0.3), (1, 2, 3))
     assert built.weights == str(folder)
+    assert all(module.training for module in built.model.modules())
     (folder / "config.json").unlink()
     assert_rebuilds(built)
     with pytest.raises(InputError, match="cannot be had"):

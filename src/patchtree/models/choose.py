@@ -342,7 +342,7 @@ def _hf(asked: _Asked) -> _Original:
         warnings.warn(f"{rest}: {_some(anew)} is not for these classes and begins anew", stacklevel=4)
     mean, std = (tuple(processor.get(f"image_{key}", own)) for key, own in zip(("mean", "std"), _IMAGENET, strict=True))
     return _Original(
-        model.float(),
+        model.float().train(),  # from_pretrained leaves it in eval
         logits,
         loaded=rest,
         norm=(mean, std),
