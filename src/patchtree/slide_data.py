@@ -36,7 +36,7 @@ _SIDES = (256, 8192)
 # Windows that are validated on in all, and of each slide at least and at most.
 _VALIDATED, _OF_EACH = 128, (4, 32)
 # Slides that a process holds open, bytes of tiles for one sample, and ways of turning slides that are remembered.
-_OPEN, _TILES, _VIEWS = 8, 32 << 20, 64
+_OPEN, _TILES, _VIEWS = 8, 32 << 20, 512
 # What is read of the first few slides to choose the density.
 _LOOKED_AT, _LOOKED_AT_SIDE = 4, 2048
 # Pixels around a patch for what blurs it.
@@ -122,7 +122,12 @@ class Handles:
         if path not in self._kept:
             straight = Halved(self.get(source)[0], _TILES)
             measure_coarse(straight, pool, patcher)
-            self._kept[path] = straight.kept
+            kept = straight.kept
+            # What the file has is read from there.
+            stored = kept is not None and any(
+                level.downsample == (1 << kept[0], 1 << kept[0]) for level in straight.slide.levels
+            )
+            self._kept[path] = None if stored else kept
         if (kept := self._kept[path]) is not None:
             halved.keep(kept[0], turn(kept[1], *how))
         key = (path, *how, patcher)
@@ -141,7 +146,8 @@ class Handles:
     def _close(self) -> None:
         """Close what was not asked for the longest."""
         path, (slide, labels) = self._open.popitem(last=False)
-        self._kept.pop(path, None)
+        if self._kept.get(path) is not None:
+            del self._kept[path]
         slide.close()
         labels.close()
 
