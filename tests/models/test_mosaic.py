@@ -410,3 +410,10 @@ def test_a_model_in_half_precision_runs(kind: torch.dtype) -> None:
     values = pt.through_mosaic(model.to(kind))(_tokens())
     assert values.dtype == torch.float32
     close(values, expected, 0.05)
+
+
+def test_what_is_no_batch_of_tokens() -> None:
+    door = pt.through_mosaic(nn.Identity())
+    for given in (torch.zeros(1, 3, 64, 64), adaptive(16, 16, 3)):
+        with pytest.raises(pt.InputError, match=r"given (Tensor|Patches); make a batch with pt.collate\(\[patches\]\)"):
+            door(given)

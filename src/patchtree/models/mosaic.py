@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchtree.errors import InputError
+from patchtree.models.adapt.base import require_tokens
 from patchtree.tokens import Tokens, mosaic, unmosaic
 
 # Most models halve the image up to five times, and some norms want more than one pixel after that.
@@ -73,8 +74,9 @@ class ThroughMosaic(nn.Module):
         kind of numbers; what comes out is float32.
 
         Raises:
-            InputError: the tokens are 3-D; they do not fit into `size`; the model gives nothing known.
+            InputError: no tokens are given; they are 3-D; they do not fit into `size`; the model gives nothing known.
         """
+        require_tokens(tokens)
         images = mosaic(tokens)
         side = images.shape[-1]
         padded = self._padded(side, tokens)

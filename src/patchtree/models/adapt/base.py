@@ -112,7 +112,8 @@ class Adapted(nn.Module, ABC):
         """Give the features of each leaf, ``(B, N, D)``, in the order of the tokens.
 
         Raises:
-            InputError: the tokens' channels or number of axes are not the model's, or it cannot take their patch size.
+            InputError: no tokens are given; their channels or number of axes are not the model's, or it cannot take
+                their patch size.
         """
         return self.encode(tokens).tokens
 
@@ -121,12 +122,13 @@ class Adapted(nn.Module, ABC):
 
         Args:
             tokens: B images of N tokens.
-            depths: numbers of blocks, from 0, after which features are wanted too.
+            depths: numbers of blocks, from 0, after which features are wanted too; negative ones count from the end.
 
         Raises:
-            InputError: as in `forward`.
+            InputError: as in `forward`, or the model has no such block.
         """
         self._check(tokens)
+        depths = self._numbers(depths)
         x, beside = self.embed(tokens)
         count = tokens.valid.shape[1]
         lengths = [self.prefix + len(tree) for tree in tokens.trees]
@@ -193,13 +195,36 @@ class Adapted(nn.Module, ABC):
         # Stochastic depth drops rows of the batch, and a packed batch is one row: all of its images or none.
         return self.training and any(getattr(part, "drop_prob", 0) and part.training for part in self.model.modules())
 
+    def _numbers(self, depths: Sequence[int]) -> tuple[int, ...]:
+        for number in depths:
+            if not -self.depth <= number < self.depth:
+                raise InputError(
+                    f"depths has {number} and the model has {self.depth} blocks; give numbers from 0 to "
+                    f"{self.depth - 1}, or from -1 back to {-self.depth}"
+                )
+        return tuple(number % self.depth for number in depths)
+
     def _check(self, tokens: Tokens) -> None:
+        require_tokens(tokens)
         channels = tokens.pixels.shape[2]
         if channels != self.channels or tokens.ndim != self.ndim:
             raise InputError(
                 f"tokens have {channels} channels and {tokens.ndim} axes, the model was made for {self.channels} and "
                 f"{self.ndim}; make the two alike"
             )
+
+
+def require_tokens(given: object) -> None:
+    """Refuse what is no batch of tokens.
+
+    Raises:
+        InputError: it is an image, patches that are not collated, or anything else.
+    """
+    if not isinstance(given, Tokens):
+        raise InputError(
+            f"the model reads Tokens and was given {type(given).__name__}; make a batch with pt.collate([patches]), "
+            "where patches = pt.Patcher()(image)"
+        )
 
 
 def sizes(tokens: Tokens) -> Tensor:
