@@ -204,12 +204,28 @@ def of_nothing_known(state: dict[str, Tensor]) -> None:
         state[f"{name}_"] = state.pop(name)
 
 
+def of_more_blocks(state: dict[str, Tensor]) -> None:
+    for name in [name for name in state if name.startswith("blocks.1.")]:
+        state[name.replace("blocks.1.", "blocks.99.")] = state[name]
+
+
+def with_layer_scale(state: dict[str, Tensor]) -> None:
+    state["blocks.0.ls1.gamma"] = torch.ones(64)
+
+
+def with_a_norm(state: dict[str, Tensor]) -> None:
+    state["norm_pre.weight"] = torch.ones(64)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (lacking, r"lacks blocks.1.mlp.fc1.bias and 1 more of \d+ weights"),
         (of_another_shape, r"blocks.1.mlp.fc1.weight is \(3, 5\), the model's is \("),
         (of_nothing_known, "lacks blocks.0"),
+        (of_more_blocks, r"the model lacks blocks.99.attn.proj.bias and \d+ more; give its own weights, or name the"),
+        (with_layer_scale, "the model lacks blocks.0.ls1.gamma; give its own weights, or name the model of these"),
+        (with_a_norm, "the model lacks norm_pre.weight;"),
     ],
 )
 def test_weights_of_another_model_are_refused(spoil: Any, words: str, tmp_path: Path) -> None:
@@ -220,8 +236,10 @@ def test_weights_of_another_model_are_refused(spoil: Any, words: str, tmp_path: 
 
 
 def test_weights_that_the_model_has_no_use_for_are_told(tmp_path: Path) -> None:
-    state = vit().state_dict() | {"decoder.bias": torch.ones(3)}
-    with pytest.warns(UserWarning, match="decoder.bias is of no use to the model and left out"):
+    beside = ("decoder.bias", "decoder_blocks.0.norm1.weight", "mask_token", "aux_classifier.0.weight")
+    state = vit().state_dict() | dict.fromkeys(beside, torch.ones(3)) | {"head.bias": torch.ones(9)}
+    state["blocks.0.attn.relative_position_index"] = torch.arange(3)
+    with pytest.warns(UserWarning, match="aux_classifier.0.weight and 4 more is of no use to the model and left out"):
         build(VIT, 2, weights=checkpoint(tmp_path / "vit.pt", state, "plain"))
 
 

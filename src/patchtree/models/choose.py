@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +32,11 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _PACKAGES = {"hf": "transformers", "monai": "monai", "torchvision": "torchvision", "smp": "segmentation_models_pytorch"}
 _PIP = {"smp": "segmentation-models-pytorch"}
 _CLASSIFIER = ("head.", "heads.", "head_dist.", "fc.", "classifier.", "norm_head.", "pre_logits.")
+# Parts of a checkpoint beside its encoder of images: heads, decoders, what pre-training masks with, towers of text.
+_BESIDE = re.compile(
+    r"(^|\.)(\w*head\w*|\w*classifier|fc|fc_norm|pre_logits|pooler|decode\w*|conv3d_transpose\w*|mask_token"
+    r"|text\w*|\w+_projection|logit_\w+)(\.|$)"
+)
 _NESTED = ("state_dict", "model")
 _HF_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
@@ -557,8 +563,10 @@ def _load(model: nn.Module, path: Path, used: set[str], classes: int | None) -> 
     """
     wanted = model.state_dict()
     state = _fit_channels(_without_prefix(read_weights(path), wanted), wanted, path)
-    if any(name not in state or state[name].shape != value.shape for name, value in wanted.items()):
+    strange = _strange(state, wanted)
+    if strange or any(name not in state or state[name].shape != value.shape for name, value in wanted.items()):
         state = _renamed(model, state)
+        strange = _strange(state, wanted)
     shapes = [
         (name, tuple(state[name].shape), tuple(value.shape))
         for name, value in wanted.items()
@@ -577,11 +585,28 @@ def _load(model: nn.Module, path: Path, used: set[str], classes: int | None) -> 
     missing = sorted((needed & wanted.keys()) - state.keys() - anew)
     if missing:
         raise InputError(f"{path}: lacks {_some(missing)} of {len(wanted)} weights; give weights of this very model")
+    if strange:
+        raise InputError(f"{path}: the model lacks {_some(strange)}; give its own weights, or name the model of these")
     unknown = sorted(name for name in state.keys() - wanted.keys() if not name.startswith(_CLASSIFIER))
     if unknown:
         warnings.warn(f"{path}: {_some(unknown)} is of no use to the model and left out", stacklevel=4)
     model.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
     return frozenset(wanted.keys() - state.keys())
+
+
+def _strange(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Name what a model that lacks it would lose: all but heads and the like, and tables of indices.
+
+    >>> one = torch.zeros(1)
+    >>> _strange({"blocks.0.ls1.gamma": one, "blocks.1.w": one, "head.0.w": one}, {"blocks.0.w": one})
+    ['blocks.0.ls1.gamma', 'blocks.1.w']
+    """
+    rows = {name[: found.start() + 1] for name in wanted if (found := re.search(r"\.\d+\.", name))}
+    return sorted(
+        name
+        for name in state.keys() - wanted.keys()
+        if state[name].is_floating_point() and (name.startswith(tuple(rows)) or not _BESIDE.search(name))
+    )
 
 
 def _differ_only(own: tuple[int, ...], target: tuple[int, ...], classes: int | None) -> bool:
