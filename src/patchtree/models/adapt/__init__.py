@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 
 from torch import nn
@@ -38,11 +39,15 @@ _FAMILIES = {
     "transformers.models.vit_msn.modeling_vit_msn.ViTMSNPreTrainedModel": "hf_vit.HfVit",
 }
 
+# What goes from an image to features in the libraries; a family does the same by its own code.
+_RUN = ("forward", "forward_features", "_pos_embed")
+
 
 def adapt(model: nn.Module) -> Adapted:
     """Give a transformer adaptive patches: a module that reads tokens and gives the features of each leaf.
 
-    Weights are shared, not copied. On a uniform tree the features are the original's.
+    Weights are shared, not copied. On a uniform tree the features are the original's. You are warned of a class of your
+    own that overrides how a known one runs: that code is not run.
 
     >>> import numpy as np, timm
     >>> import patchtree as pt
@@ -59,6 +64,12 @@ def adapt(model: nn.Module) -> Adapted:
     """
     name = find_family(type(model))
     if name is not None:
+        if changed := _overridden(type(model)):
+            warnings.warn(
+                f"{type(model).__qualname__} overrides {' and '.join(changed)}, which adapt does not run: features are "
+                "those of the library's own class; use through_mosaic(model) where that is not what you want",
+                stacklevel=2,
+            )
         module, family = name.split(".")
         adapted: Adapted = getattr(import_module(f"{__name__}.{module}"), family)(model)
         return adapted
@@ -77,3 +88,17 @@ def find_family(kind: type) -> str | None:
     """
     names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
     return next((_FAMILIES[name] for name in names if name in _FAMILIES), None)
+
+
+def _overridden(kind: type) -> list[str]:
+    """Name the methods of a library's model that a class from outside of the library replaces."""
+    order = kind.__mro__
+    known = next(i for i, base in enumerate(order) if f"{base.__module__}.{base.__qualname__}" in _FAMILIES)
+    library = _package(order[known])
+    own = [base for base in order[:known] if _package(base) != library]
+    original = [base for base in order if _package(base) == library]
+    return [name for name in _RUN if all(any(name in vars(base) for base in part) for part in (own, original))]
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
