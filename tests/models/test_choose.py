@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from patchtree.errors import InputError
 from patchtree.models import choose
 from patchtree.models.choose import Built, build, build_model, pretrained, read_weights
+from patchtree.models.heads import build_head
+from patchtree.models.mosaic import through_mosaic
 from patchtree.models.tuning import trial_tokens
 
 DEEP = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -257,10 +259,14 @@ def test_damaged_files_of_weights_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"no weights")
     (tmp_path / "a.safetensors").write_bytes(b"no weights")
     torch.save(Evil(), tmp_path / "evil.pt")
-    for name in ("a.pt", "a.safetensors", "evil.pt"):
-        with pytest.raises(InputError, match=f"{name}: cannot be read as weights") as caught:
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
+    unread, code = "cannot be read as weights", r"holds pickled code, which is not run; save the model's state_dict\(\)"
+    for name, words in (("a.pt", unread), ("a.safetensors", unread), ("evil.pt", code), ("whole.pt", code)):
+        with pytest.raises(InputError, match=f"{name}: {words}") as caught:
             read_weights(tmp_path / name)
         assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="is a folder; give --weights a file in it"):
+        read_weights(tmp_path)
     torch.save({"epoch": 1}, tmp_path / "b.pt")
     with pytest.raises(InputError, match="holds no weights by name"):
         read_weights(tmp_path / "b.pt")
@@ -304,7 +310,8 @@ def test_the_librarys_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         ("smp:unett", "near it: smp:unet"),
         ("smp:unet/resnet81", "near it: smp:unet/resnet18"),
         ("hf:/no/such/folder", "no such folder"),
-        ("timm:resnet18", "of no family that adapt knows"),
+        ("timm:resnet18", "of no family that adapt knows; choose a transformer of plain patches, or a model of segm"),
+        ("timm:vit_tiny_r_s16_p8_224", "looks beyond the patch; choose a transformer of plain patches, or a model of"),
     ],
 )
 def test_unknown_models_are_told_with_what_is_near(name: str, words: str) -> None:
@@ -312,6 +319,7 @@ def test_unknown_models_are_told_with_what_is_near(name: str, words: str) -> Non
         build(name, 2)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "through_mosaic" not in str(caught.value)
 
 
 def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,4 +344,6 @@ def test_what_does_not_suit_the_model_is_told() -> None:
         build("monai:unet", 2, head="linear")
     with pytest.raises(InputError, match="ndim 4"):
         build(VIT, 2, ndim=4)
+    with pytest.raises(InputError, match="ThroughMosaic gives no features of tokens; give adapt"):
+        build_head("linear", through_mosaic(nn.Conv2d(3, 2, 1)), 2, 16)  # type: ignore[arg-type]
     assert choose._BUILDERS.keys() >= choose._PACKAGES.keys()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -280,7 +281,12 @@ def _through_door(original: _Original, name: str) -> nn.Module:
             return through_mosaic(original.model)
         return adapt(original.model)
     except InputError as error:
-        raise InputError(f"model {name}: {error}") from error
+        why, _, advice = str(error).rpartition("; ")
+        if "through_mosaic" in advice:  # for those who have the module in hand
+            advice = (
+                "choose a transformer of plain patches, or a model of segmentation (smp:, torchvision:, monai:unet)"
+            )
+        raise InputError(f"model {name}: {why}; {advice}" if why else f"model {name}: {error}") from error
 
 
 def _patchtree(asked: _Asked) -> _Original:
@@ -535,6 +541,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         InputError: the file is missing, damaged, holds more than tensors and plain values, or no weights.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give --weights a file in it")
     if not path.is_file():
         raise InputError(f"{path}: no such file of weights; check --weights")
     try:
@@ -545,6 +553,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load throws anything, from EOFError to UnpicklingError, at a damaged file
+        if isinstance(error, UnpicklingError) and "Unsupported global" in str(error):
+            raise InputError(f"{path}: holds pickled code, which is not run; save the model's state_dict()") from error
         raise InputError(
             f"{path}: cannot be read as weights ({_cause(error)}); give safetensors or a torch file"
         ) from error

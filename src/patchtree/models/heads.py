@@ -137,11 +137,15 @@ def build_head(name: str | None, encoder: Adapted | MeshEncoder, classes: int, p
     ()
 
     Raises:
-        InputError: the name is unknown, or the patch size does not suit the head.
+        InputError: the name is unknown, the encoder gives no features, or the patch size does not suit the head.
     """
     name = name or "reference"
     if name not in _HEADS:
         raise InputError(f"head {name!r} is unknown; choose one of {', '.join(_HEADS)}")
+    if not isinstance(encoder, Adapted | MeshEncoder):
+        raise InputError(
+            f"{type(encoder).__name__} gives no features of tokens; give adapt(model), or no head where it gives logits"
+        )
     if name == "reference" and isinstance(encoder, MeshEncoder):
         return WayBack(encoder.width, encoder.widths, classes, patch_size, encoder.ndim)
     try:
