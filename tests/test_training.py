@@ -307,7 +307,9 @@ def test_a_resumed_run_keeps_its_options(whole: Path, data: Path) -> None:
 
 
 def test_resume_without_a_run_starts_one(data: Path, tmp_path: Path) -> None:
-    train(data, tmp_path / "run", max_epochs=1, resume=True, **SMALL)
+    lines: list[str] = []
+    train(data, tmp_path / "run", max_epochs=1, resume=True, report=lines.append, **SMALL)
+    assert lines[0] == f"nothing to resume in {tmp_path / 'run'}, begins anew"
     assert (tmp_path / "run" / WEIGHTS).exists()
 
 

@@ -225,6 +225,8 @@ def train(
         raise InputError(f"{out}: is a file; choose a folder for the run")
     if main and not resume and any((out / name).exists() for name in (CHECKPOINT, WEIGHTS)):
         raise InputError(f"{out}: holds a run already; resume it (--resume), or choose another folder")
+    if resume and checkpoint is None:
+        say(f"nothing to resume in {out}, begins anew")
     config = None if checkpoint is None else load_config(out)
     classify = (config.task if config else task) == "classify"
     dataset = find_labelled(data, config.labels if config else None) if classify else find_data(data)
