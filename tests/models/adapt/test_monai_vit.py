@@ -154,3 +154,18 @@ def test_grids_and_patches_that_are_refused(
         model.img_size = given
     with pytest.raises(pt.InputError, match=message):
         adapt(model)
+
+
+@pytest.mark.parametrize(("shape", "grid"), [((16, 64), "8 x 8"), ((8, 64, 32), "4 x 4 x 4")])
+@torch.no_grad()
+def test_a_grid_that_is_guessed_is_said_once_where_images_are_oblong(shape: tuple[int, ...], grid: str) -> None:
+    sides = (32, 32) if len(shape) == 2 else (16, 16, 16)
+    adapted = adapt(ViT(1, sides, 4, num_layers=1, spatial_dims=len(shape), **_TINY))
+    tokens = uniform(torch.randn(1, 1, *shape), 4)
+    adapted(uniform(torch.randn(1, 1, *sides), 4))
+    with pytest.warns(UserWarning, match=rf"taken for a grid of {grid}, .* set model.img_size = \((D, )?H, W\)"):
+        adapted(tokens)
+    adapted(tokens)  # a second warning would be an error
+    model = ViT(1, sides, 4, num_layers=1, spatial_dims=len(shape), **_TINY)
+    model.img_size = sides
+    adapt(model)(tokens)

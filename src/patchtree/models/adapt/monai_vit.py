@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from math import prod
 from typing import Any
 
@@ -20,7 +21,8 @@ class MonaiVit(Adapted):
 
     Positions of every kind (learned, sincos, fourier) are read from the model's grid, bicubic along each axis,
     antialiased. ViT does not keep the shape of its grid: a number of positions that is a square (a cube in 3-D) is
-    taken for one, unless ``model.img_size`` says more, ``(H, W)`` or ``(D, H, W)`` in pixels.
+    taken for one, unless ``model.img_size`` says more, ``(H, W)`` or ``(D, H, W)`` in pixels. The first image whose
+    sides differ has that said in a warning.
     """
 
     exact = "uniform trees of the model's own grid"
@@ -39,6 +41,7 @@ class MonaiVit(Adapted):
         embedding = vit.patch_embedding.position_embeddings
         self.width, self.depth, self.prefix = embedding.shape[-1], len(vit.blocks), int(hasattr(vit, "cls_token"))
         self._grid = _grid(model, embedding.shape[1], self.patch_size, self.ndim)
+        self._guessed = not hasattr(model, "feat_size") and not hasattr(model, "img_size")
         # Blocks that are asked to keep their attention matrix must compute it.
         self.packs = not any(block.attn.save_attn for block in vit.blocks)
 
@@ -48,6 +51,7 @@ class MonaiVit(Adapted):
 
     def embed(self, tokens: Tokens) -> tuple[Tensor, Any]:
         """Give patches with positions, after the class token where there is one."""
+        self._tell(tokens)
         vit = self._vit
         x = self._patch(tokens, vit.patch_embedding)
         grid = vit.patch_embedding.position_embeddings[0].unflatten(0, self._grid)
@@ -72,6 +76,16 @@ class MonaiVit(Adapted):
     def pool(self, x: Tensor, valid: Tensor | None) -> Tensor | None:
         """Give the class token, which the original's ``classification_head`` reads."""
         return x[:, 0] if self.prefix else None
+
+    def _tell(self, tokens: Tokens) -> None:
+        if self._guessed and any(len(set(tree.shape)) > 1 for tree in tokens.trees):
+            self._guessed = False
+            axes = "(H, W)" if self.ndim == 2 else "(D, H, W)"
+            warnings.warn(
+                f"the model's positions are taken for a grid of {' x '.join(map(str, self._grid))}, as MONAI's ViT "
+                f"does not keep its image size; set model.img_size = {axes} to what it was built with, before adapt",
+                stacklevel=4,
+            )
 
     def _patch(self, tokens: Tokens, embedding: Any) -> Tensor:
         if embedding.proj_type == "conv":
