@@ -10,7 +10,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from models.adapt.harness import CHECKS, Case
+from models.adapt.harness import CHECKS, Case, close, in_tree_order, uniform
+from patchtree.models.adapt import adapt
 
 _TINY: dict[str, Any] = {
     "hidden_size": 48,
@@ -111,3 +112,15 @@ CASES = (
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_adapted(case: Case, check: Any, tmp_path: Path) -> None:
     check(case, tmp_path) if check.__name__ == "check_saved" else check(case)
+
+
+@pytest.mark.parametrize("apply", [True, False])
+@torch.no_grad()
+def test_a_backbone_is_normed_as_it_is_told(apply: bool) -> None:
+    torch.manual_seed(0)
+    model = transformers.Dinov2Backbone(transformers.Dinov2Config(**_TINY, apply_layernorm=apply)).eval()
+    model.layernorm.weight.normal_()
+    image = torch.randn(1, 3, 64, 64)
+    tokens = uniform(image, 16)
+    expected = model(image).feature_maps[-1].flatten(2).mT
+    close(adapt(model)(tokens), in_tree_order(expected, tokens), 1e-5)

@@ -86,8 +86,11 @@ class HfAdapted(Adapted):
         return out
 
     def finish(self, x: Tensor) -> Tensor:
-        """Apply the last norm."""
-        out: Tensor = self.backbone.layernorm(x)
+        """Apply the last norm, unless the model is a ``Backbone`` that was told not to."""
+        backbone = self.backbone
+        if hasattr(backbone, "out_features") and not getattr(backbone.config, "apply_layernorm", True):
+            return x
+        out: Tensor = backbone.layernorm(x)
         return out
 
     def to_mask(self, mask: Tensor | None, x: Tensor) -> Tensor | None:
