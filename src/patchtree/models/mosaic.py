@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchtree.errors import InputError
-from patchtree.models.adapt.base import require_tokens
+from patchtree.models.adapt.base import require_tokens, unwrapped
 from patchtree.tokens import Tokens, mosaic, unmosaic
 
 # Most models halve the image up to five times, and some norms want more than one pixel after that.
@@ -46,7 +46,7 @@ def through_mosaic(model: nn.Module, size: int | None = None) -> ThroughMosaic:
     Raises:
         InputError: `size` is no length.
     """
-    return ThroughMosaic(model, size)
+    return ThroughMosaic(unwrapped(model), size)
 
 
 class ThroughMosaic(nn.Module):
@@ -147,8 +147,7 @@ def _of_sequence(features: Tensor) -> Tensor:
     side = isqrt(count)
     if side * side != count:
         raise InputError(
-            f"the model gives a sequence of {count} features, no square grid (a class token among them?); "
-            f"adapt(model) may know it, or {_HINT}"
+            f"the model gives a sequence of {count} features, no square grid (a class token among them?); {_HINT}"
         )
     return features.transpose(1, 2).reshape(len(features), -1, side, side)
 

@@ -93,3 +93,26 @@ def test_a_class_that_runs_as_the_library_s_is_not() -> None:
     )
     adapt(Labels(config))
     adapt(timm.create_model("deit_tiny_distilled_patch16_224", embed_dim=48, depth=1, num_heads=2))
+
+
+# What is given instead of a model
+
+
+def test_compiled_and_parallel_models_are_unwrapped() -> None:
+    model = _vit()
+    for wrapped in (torch.compile(model), nn.DataParallel(model), nn.DataParallel(torch.compile(model))):
+        assert adapt(wrapped).model is model
+        assert pt.through_mosaic(wrapped).model is model
+
+
+@pytest.mark.parametrize("door", [adapt, pt.through_mosaic])
+def test_what_is_no_model(door: Any) -> None:
+    with pytest.raises(pt.InputError, match=r"'timm:resnet18' is a name and no model; build_model\(name, labels\)"):
+        door("timm:resnet18")
+    with pytest.raises(pt.InputError, match="a model is wanted and dict is none"):
+        door({})
+
+
+def test_a_family_that_is_not_known_is_told_what_the_other_door_takes() -> None:
+    with pytest.raises(pt.InputError, match=r"no family that adapt knows; through_mosaic\(model\) takes 2-D models"):
+        adapt(nn.Conv3d(1, 1, 3))

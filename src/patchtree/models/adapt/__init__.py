@@ -8,7 +8,7 @@ from importlib import import_module
 from torch import nn
 
 from patchtree.errors import InputError
-from patchtree.models.adapt.base import Adapted
+from patchtree.models.adapt.base import Adapted, unwrapped
 
 # Class of the original -> module of this package and class in it. A subclass is found by its base.
 _FAMILIES = {
@@ -57,11 +57,13 @@ def adapt(model: nn.Module) -> Adapted:
     torch.Size([1, 49, 192])
 
     Args:
-        model: of timm, transformers, MONAI or torchvision; docs/models.md lists the families.
+        model: of timm, transformers, MONAI or torchvision; docs/models.md lists the families. What ``torch.compile``
+            and ``DataParallel`` give is unwrapped.
 
     Raises:
         InputError: the family is not known, or the model has a part that looks beyond a patch.
     """
+    model = unwrapped(model)
     name = find_family(type(model))
     if name is not None:
         if changed := _overridden(type(model)):
@@ -75,7 +77,7 @@ def adapt(model: nn.Module) -> Adapted:
         return adapted
     raise InputError(
         f"{type(model).__module__}.{type(model).__qualname__} is of no family that adapt knows; "
-        "use through_mosaic(model), which takes any model of images"
+        "through_mosaic(model) takes 2-D models of images, though none of volumes"
     )
 
 

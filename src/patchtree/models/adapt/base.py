@@ -227,6 +227,23 @@ def require_tokens(given: object) -> None:
         )
 
 
+def unwrapped(model: object) -> nn.Module:
+    """Give the model inside of what ``torch.compile`` and ``DataParallel`` make of one.
+
+    Raises:
+        InputError: it is no model, as a name is not.
+    """
+    if isinstance(model, str):
+        raise InputError(f"{model!r} is a name and no model; build_model(name, labels) makes one of a name")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model is wanted and {type(model).__name__} is none; give a torch.nn.Module")
+    if hasattr(model, "_orig_mod"):
+        return unwrapped(model._orig_mod)
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return unwrapped(model.module)
+    return model
+
+
 def sizes(tokens: Tokens) -> Tensor:
     """Give the side of each leaf in pixels, ``(B, N)``."""
     return float(tokens.patch_size) * 2.0**tokens.level
