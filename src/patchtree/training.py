@@ -233,6 +233,7 @@ def train(
     if config is None:
         (check_labelled if classify else check_slides if dataset.slides else check_data)(dataset)
         options = _choose(dataset, asked, accelerator)
+        _check_patch_size(dataset, options.patch_size)
         # What the model refuses is told before all images are decoded.
         built = _build(dataset, options)
         if not built.depths:
@@ -503,18 +504,20 @@ def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Opt
     return Options(**values, density=0.0, samples=0)
 
 
+def _check_patch_size(dataset: DataSet, patch_size: int) -> None:
+    """Refuse patches that are larger than an image, before a model of them takes all memory."""
+    shapes = {pair.image: image_size(pair.image) for pair in dataset.pairs if not pair.slide}
+    smallest = min(shapes, key=lambda image: max(shapes[image]), default=None)
+    if smallest is not None and patch_size > max(shapes[smallest]):
+        height, width = shapes[smallest]
+        raise InputError(f"{smallest}: is {width} x {height} px, less than a patch of {patch_size}; give a smaller one")
+
+
 def _look(dataset: DataSet, options: Options, asked: Mapping[str, Any], accelerator: str, cache: Path) -> Options:
     """Choose budget and window, if they were not asked for, by a few of the images to train on and their masks."""
     if dataset.slides:
         return _look_at_slides(dataset, options, asked, accelerator)
-    shapes = {pair.image: image_size(pair.image) for pair in dataset.pairs}
-    areas = [prod(shape) for shape in shapes.values()]
-    smallest = min(shapes, key=lambda image: max(shapes[image]))
-    if options.patch_size > max(shapes[smallest]):
-        height, width = shapes[smallest]
-        raise InputError(
-            f"{smallest}: is {width} x {height} px, less than a patch of {options.patch_size}; give a smaller one"
-        )
+    areas = [prod(image_size(pair.image)) for pair in dataset.pairs]
     if options.task == "classify":
         train, _ = split_data(dataset, _HELD_OUT, options.seed)
         enough = min(_TOKENS["cpu" if accelerator == "cpu" else "gpu"], max(_FEW, round(median(areas) / _AREA)))
@@ -537,7 +540,7 @@ def _look(dataset: DataSet, options: Options, asked: Mapping[str, Any], accelera
 def _look_at_slides(dataset: DataSet, options: Options, asked: Mapping[str, Any], accelerator: str) -> Options:
     """Choose budget and window by the tissue and the labels of a few of the slides to train on."""
     train, _ = split_data(dataset, _HELD_OUT, options.seed)
-    slides = look_at(train, options.patch_size)
+    slides = look_at(train)
     area = median(slide.area for slide in slides)
     if asked["budget"] is None:
         patcher = Patcher(options.patch_size, detail=from_dict(options.detail))
