@@ -49,7 +49,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 
 @pytest.fixture(scope="module")
 def sources(dataset: DataSet) -> tuple[SlideSource, ...]:
-    return look_at(dataset, patch_size=8)
+    return look_at(dataset)
 
 
 @pytest.fixture

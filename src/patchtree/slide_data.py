@@ -335,7 +335,7 @@ class SlideModule(DataModule):
         """Look at the slides, choose the density and measure the normalisation; a second call changes nothing."""
         if self.windows is not None:
             return
-        slides, held_out = (look_at(part, self.patcher.patch_size) for part in (self.train, self.val))
+        slides, held_out = (look_at(part) for part in (self.train, self.val))
         self.channels, self.dtype, self.slides = slides[0].channels, slides[0].dtype, slides
         if self.density is None:
             self.density = density_of(slides, self.patcher)

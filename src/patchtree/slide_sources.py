@@ -22,8 +22,8 @@ from patchtree.slide_inference import find_tissue
 from patchtree.slide_sets import Drawing, Mask, open_labels
 from patchtree.slides.halved import Halved, threads
 
-# Bytes of tiles that are held while a slide is looked at.
-_TILES = 32 << 20
+# Bytes of tiles that are held while a slide is looked at, and the patches that tissue is found by.
+_TILES, _PATCH_SIZE = 32 << 20, 16
 # What is read of a slide to measure its colours: so many parts of so many pixels on a side.
 _MEASURED, _MEASURED_SIDE = 64, 128
 _FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
@@ -90,7 +90,7 @@ class SlideSource:
         return round(float(rows @ self.tissue @ columns))
 
 
-def look_at(dataset: DataSet, patch_size: int = 16) -> tuple[SlideSource, ...]:
+def look_at(dataset: DataSet) -> tuple[SlideSource, ...]:
     """Look at all slides of a data set; what was seen is remembered while the files stay the same.
 
     Read are headers, annotations, a coarse level of masks, what shows where there is tissue, and some of it.
@@ -98,7 +98,7 @@ def look_at(dataset: DataSet, patch_size: int = 16) -> tuple[SlideSource, ...]:
     Raises:
         InputError: a file cannot be read, or they do not fit each other.
     """
-    return tuple(_look_at(dataset, pair, patch_size) for pair in dataset.pairs)
+    return tuple(_look_at(dataset, pair) for pair in dataset.pairs)
 
 
 def check_slides(dataset: DataSet) -> None:
@@ -110,7 +110,7 @@ def check_slides(dataset: DataSet) -> None:
     refuse(dataset, *survey_slides(dataset))
 
 
-def survey_slides(dataset: DataSet, patch_size: int = 16) -> tuple[list[str], dict[str, int]]:
+def survey_slides(dataset: DataSet) -> tuple[list[str], dict[str, int]]:
     """List what would spoil a training, a line each, and estimate the pixels of each class.
 
     Pixel sizes that differ and masks that are smaller than their slides are warnings.
@@ -119,7 +119,7 @@ def survey_slides(dataset: DataSet, patch_size: int = 16) -> tuple[list[str], di
     sources: list[SlideSource] = []
     for pair in dataset.pairs:
         try:
-            sources.append(_look_at(dataset, pair, patch_size))
+            sources.append(_look_at(dataset, pair))
         except InputError as error:
             problems.append(str(error))
     for source in sources[1:]:
@@ -164,15 +164,13 @@ def median_mpp(sources: Sequence[SlideSource]) -> float | None:
     return median(known) if known else None
 
 
-def _look_at(dataset: DataSet, pair: Pair, patch_size: int) -> SlideSource:
+def _look_at(dataset: DataSet, pair: Pair) -> SlideSource:
     changed = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in (pair.image, pair.mask))
-    return _look(pair, tuple(dataset.labels.items()), dataset.ignore, patch_size, changed)
+    return _look(pair, tuple(dataset.labels.items()), dataset.ignore, changed)
 
 
 @lru_cache(maxsize=1 << 12)
-def _look(
-    pair: Pair, names: tuple[tuple[str, int], ...], ignore: int | None, patch_size: int, changed: tuple[int, ...]
-) -> SlideSource:
+def _look(pair: Pair, names: tuple[tuple[str, int], ...], ignore: int | None, changed: tuple[int, ...]) -> SlideSource:
     labels = dict(names)
     with open_slide(pair.image) as slide:
         known = open_labels(pair.mask, slide.shape, labels, ignore)
@@ -181,7 +179,7 @@ def _look(
         finally:
             known.close()
         with threads(1) as pool:
-            tissue, side = find_tissue(Halved(slide, _TILES), pool, patch_size)
+            tissue, side = find_tissue(Halved(slide, _TILES), pool, _PATCH_SIZE)
         if not tissue.any():
             raise InputError(f"{pair.image}: has no tissue that is seen; remove it from the data set")
         sample = _sample_tissue(slide, tissue, side)

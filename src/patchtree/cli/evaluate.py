@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @verb
 def evaluate(
     run: Run,
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder with images/ and masks/ of the same names.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder with images/ and masks/ of the same names, or slides.")
+    ],
     everything: Annotated[
         bool, typer.Option("--all", help="Also images named as those that the run was trained on.")
     ] = False,

@@ -42,7 +42,9 @@ def parse_blocks(text: str) -> int:
 
 @verb
 def train(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder with images/ and masks/ of the same names.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder with images/ and masks/ of the same names, or slides.")
+    ],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder for the run.")],
     task: Annotated[
         TaskName | None,
@@ -135,6 +137,10 @@ def train(
     {"background": 0, "tumour": 1}}. nnU-Net's imagesTr/ and labelsTr/ do as
     well. A fifth of the images is kept for validation, unless
     DATA/splits.json says otherwise. RUN receives all that prediction needs.
+
+    Whole slides in images/ are read window by window; their labels are TIFFs in
+    masks/ or polygons (GeoJSON, ASAP, ImageScope) in annotations/. PAIP 2019's
+    folder is read as it is.
 
     With --task classify every image has one class, which DATA/labels.csv names
     in lines of name,label; masks/ is not looked at.
