@@ -144,6 +144,21 @@ def test_what_no_family_knows_goes_as_a_mosaic(tmp_path: Path) -> None:
     assert_rebuilds(built)
 
 
+def test_a_folder_of_timm(tmp_path: Path) -> None:
+    original = timm.create_model("test_vit", num_classes=0, **DEEP)
+    timm.models._hub.save_for_hf(original, tmp_path, model_args=DEEP, safe_serialization=True)
+    built = build(f"timm:local-dir:{tmp_path}", 2, weights="pretrained")
+    found = built.model.encoder.model.state_dict()  # type: ignore[union-attr, operator]
+    assert all(torch.equal(found[name], value) for name, value in original.state_dict().items())
+    assert built.weights == f"timm ({tmp_path})"
+    (tmp_path / "config.json").unlink()
+    assert_rebuilds(built)
+    with pytest.raises(InputError, match="cannot be had"):
+        build(f"timm:local-dir:{tmp_path}", 2)
+    with pytest.raises(InputError, match="is unknown; give timm:NAME, timm:hf-hub:OWNER/NAME"):
+        build("timm:hub:a/b", 2)
+
+
 def checkpoint(path: Path, state: dict[str, Tensor], form: str) -> Path:
     if form == "safetensors":
         save_file(state, path := path.with_suffix(".safetensors"))

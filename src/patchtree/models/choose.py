@@ -115,9 +115,10 @@ def build_model(
     torch.Size([1, 49, 16, 16, 2])
 
     Args:
-        name: ``"patchtree:tiny"``, ``"patchtree:small"``, ``"patchtree:base"``; ``"timm:NAME"``; ``"hf:FOLDER"`` or
-            ``"hf:ID"`` (transformers); ``"torchvision:NAME"``; ``"monai:NAME"``; ``"smp:ARCHITECTURE/ENCODER"``
-            (segmentation_models_pytorch). What is no known transformer is given the patches as a mosaic.
+        name: ``"patchtree:tiny"``, ``"patchtree:small"``, ``"patchtree:base"``; ``"timm:NAME"``, timm's
+            ``"timm:hf-hub:ID"`` and ``"timm:local-dir:FOLDER"``; ``"hf:FOLDER"`` or ``"hf:ID"`` (transformers);
+            ``"torchvision:NAME"``; ``"monai:NAME"``; ``"smp:ARCHITECTURE/ENCODER"`` (segmentation_models_pytorch).
+            What is no known transformer is given the patches as a mosaic.
         labels: class names to ids, or their number, ``K``.
         channels: of the image, ``C``.
         patch_size: pixels on a side of a patch, ``p``.
@@ -126,7 +127,7 @@ def build_model(
         weights: a file of weights for the encoder (safetensors, or torch's without pickled code) with the library's
             names; ``"pretrained"`` for those that the library downloads; None: random ones, but those of the folder or
             id after ``hf:``.
-        config: of a transformers model, instead of the folder's.
+        config: of a model of transformers or timm, instead of the folder's.
 
     Raises:
         InputError: the name is unknown, a package is missing, an argument does not suit the model, or the weights
@@ -302,13 +303,30 @@ def _timm(asked: _Asked) -> _Original:
     import timm
 
     _, _, rest = asked.name.partition(":")
-    if not timm.is_model(rest):
-        raise _unknown(asked.name, timm.list_models())
+    source, colon, place = rest.partition(":")
+    own = asked.config if colon else None
+    if not colon:
+        if not timm.is_model(rest):
+            raise _unknown(asked.name, timm.list_models())
+    elif source not in ("hf-hub", "local-dir"):
+        raise InputError(
+            f"model {asked.name!r} is unknown; give timm:NAME, timm:hf-hub:OWNER/NAME or timm:local-dir:PATH"
+        )
+    elif own is None:
+        hub: Any = import_module("timm.models._hub")
+        read = hub.load_model_config_from_hf if source == "hf-hub" else hub.load_model_config_from_path
+        with _downloading(asked):
+            _, architecture, args = read(place)
+        args = {name: value for name, value in (args or {}).items() if name not in ("num_classes", "in_chans")}
+        own = {"architecture": architecture, "model_args": args}
+    else:
+        rest = own["architecture"]
+    args = own["model_args"] if own else {}
     with _downloading(asked):
-        model = timm.create_model(rest, pretrained=asked.pretrained, num_classes=0, in_chans=asked.channels)
+        model = timm.create_model(rest, pretrained=asked.pretrained, num_classes=0, in_chans=asked.channels, **args)
     cfg: Any = model.pretrained_cfg
-    loaded = f"timm ({cfg.get('hf_hub_id') or cfg.get('url')})" if asked.pretrained else ""
-    return _Original(model, loaded=loaded, norm=(tuple(cfg["mean"]), tuple(cfg["std"])))
+    loaded = f"timm ({place or cfg.get('hf_hub_id') or cfg.get('url')})" if asked.pretrained else ""
+    return _Original(model, loaded=loaded, norm=(tuple(cfg["mean"]), tuple(cfg["std"])), config=own)
 
 
 def _hf(asked: _Asked) -> _Original:
