@@ -297,11 +297,14 @@ def _enlarge(picture: NDArray[Any], factor: int, smooth: bool) -> NDArray[Any]:
         planes = np.stack([_enlarge(plane, factor, smooth) for plane in picture])
         return np.asarray(planes[near] * (1 - share) + planes[far] * share)
     height, width, channels = picture.shape
-    work = picture.astype(np.float32 if picture.dtype.itemsize <= 4 else np.float64, copy=False)
-    out = np.empty((height * factor, width * factor, channels), work.dtype)
+    work: NDArray[Any] = picture.astype(np.float32 if picture.dtype.itemsize <= 4 else np.float64, copy=False)
+    size = (width * factor, height * factor)
+    if channels <= CV_CHANNELS:
+        out = np.asarray(cv2.resize(work, size, interpolation=cv2.INTER_LINEAR)).reshape(*size[::-1], channels)
+        return out.astype(picture.dtype, copy=False)
+    out = np.empty((*size[::-1], channels), work.dtype)
     for first in range(0, channels, CV_CHANNELS):
         part = np.ascontiguousarray(work[..., first : first + CV_CHANNELS])
-        size = (width * factor, height * factor)
         out[..., first : first + CV_CHANNELS] = cv2.resize(part, size, interpolation=cv2.INTER_LINEAR).reshape(
             *size[::-1], -1
         )

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import shapely
+import tifffile
+from PIL import Image
+
+from patchtree.io.images import read_image, write_image
+from patchtree.io.slides import open_slide
+from patchtree.runs import load_config, save_config
+from slide_files import small_slide
+
+from .conftest import Run, Trained, outputs, picture
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_slide(tmp_path_factory.mktemp("slide"), (640, 800), tissue=0.3)[0]
+
+
+def test_a_slide_beside_an_image(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "photo.png", picture())
+    words = [slide, tmp_path / "photo.png", "--out", tmp_path / "out", "--geojson", "--overlay", "--json"]
+    result = run("predict", trained.run, *words)
+    assert (result.code, result.err) == (0, "")
+    out = tmp_path / "out"
+    names = [f"{stem}{suffix}" for stem in ("photo", "slide") for suffix in (".geojson", "_overlay.png")]
+    assert outputs(out) == sorted([*names, "photo.png", "slide.tif"])
+    photo, figures = result.json
+    assert (photo["image"], figures["image"]) == (str(tmp_path / "photo.png"), str(slide))
+    assert figures["files"] == [str(out / name) for name in ("slide.tif", "slide.geojson", "slide_overlay.png")]
+    assert (figures["shape"], figures["mpp"]) == ([640, 800, 3], [0.25, 0.25])
+    assert figures["windows"] >= 1
+    ids = tifffile.imread(out / "slide.tif")
+    assert figures["pixels"] == {"background": int((ids == 0).sum()), "disc": int((ids == 1).sum())}
+    assert 0.05 < (ids == 1).mean() < 0.6
+    with openslide.OpenSlide(out / "slide.tif") as opened:
+        assert float(opened.properties["openslide.mpp-x"]) == pytest.approx(0.25)
+    with Image.open(out / "slide_overlay.png") as opened:
+        assert opened.size == (1600, 1280)
+    for name, mask in (("slide", ids), ("photo", read_image(out / "photo.png"))):
+        features = json.loads((out / f"{name}.geojson").read_text())["features"]
+        shapes = [shapely.geometry.shape(feature["geometry"]) for feature in features]
+        assert all(shape.is_valid for shape in shapes)
+        assert {feature["properties"]["classification"]["name"] for feature in features} <= {"disc"}
+        assert all(len(feature["properties"]["classification"]["color"]) == 3 for feature in features)
+        assert sum(shape.area for shape in shapes) == pytest.approx((mask == 1).sum(), rel=0.01)
+
+
+def test_every_option_has_its_effect(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
+    words = ["--format", "ome-tiff", "--mpp", "0.5", "--min-mpp", "1", "--workers", "1", "--probabilities"]
+    result = run("predict", trained.run, slide, "--out", tmp_path, *words, "--json")
+    assert (result.code, result.err) == (0, "")
+    assert outputs(tmp_path) == ["slide.ome.tif", "slide_probabilities.zarr"]
+    with tifffile.TiffFile(tmp_path / "slide.ome.tif") as file:
+        ids = file.asarray()
+        assert 'PhysicalSizeX="0.5"' in (file.ome_metadata or "")
+    with open_slide(tmp_path / "slide_probabilities.zarr") as opened:
+        assert opened.mpp == (0.5, 0.5)
+        shares = opened.read(0, 0, 0, *opened.shape).astype(int)
+    sure = abs(shares[..., 1] - shares[..., 0]) > 1
+    np.testing.assert_array_equal(shares.argmax(-1)[sure], ids[sure])
+    plain = run("predict", trained.run, slide, "--out", tmp_path / "plain", "--json")
+    assert plain.code == 0
+    assert (tifffile.imread(tmp_path / "plain" / "slide.tif") != ids).any()
+    one = run("predict", trained.run, slide, "--out", tmp_path, "--flips")
+    assert one.failed_with("slide.tif: --flips is for images")
+
+
+def test_what_is_done_is_not_done_again(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
+    words = ["predict", trained.run, slide, "--out", tmp_path, "--resume", "--json"]
+    first = run(*words)
+    assert (first.code, first.err) == (0, "")
+    written = (tmp_path / "slide.tif").stat().st_mtime_ns
+    assert run(*words).json == first.json
+    assert (tmp_path / "slide.tif").stat().st_mtime_ns == written
+
+
+def test_one_bad_slide_stops_nothing(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "in" / "bad.tif"
+    bad.parent.mkdir()
+    # Whole but for the middle of its pixels.
+    data = bytearray(slide.read_bytes())
+    with tifffile.TiffFile(slide) as file:
+        page = file.pages[0]
+        for offset, count in zip(page.dataoffsets[5:15], page.databytecounts[5:15], strict=True):
+            data[offset : offset + count] = bytes(count)
+    bad.write_bytes(data)
+    (tmp_path / "in" / "empty.svs").touch()
+    (tmp_path / "in" / "fine.tif").write_bytes(slide.read_bytes())
+    result = run("predict", trained.run, tmp_path / "in", "--out", tmp_path / "out", "--json")
+    assert result.code == 1
+    assert [Path(figures["image"]).name for figures in result.json] == ["fine.tif"]
+    lines = sorted(result.err.splitlines())
+    assert len(lines) == 2
+    assert lines[0].startswith(f"error: {bad}: level 0, rows ")
+    assert "cannot be read" in lines[0]
+    assert lines[1].startswith(f"error: {tmp_path / 'in' / 'empty.svs'}: is empty")
+    assert not (tmp_path / "out" / "bad.tif").exists()
+
+
+def test_pixel_sizes_that_differ_or_are_not_there(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
+    config = load_config(trained.run)
+    other = tmp_path / "run"
+    other.mkdir()
+    (other / "weights.safetensors").write_bytes((trained.run / "weights.safetensors").read_bytes())
+    save_config(other, type(config)(**{**config.__dict__, "mpp": 1.0}))
+    result = run("predict", other, slide, "--out", tmp_path / "out")
+    assert result.code == 0
+    assert "0.25 µm a pixel, the run was trained at 1; --min-mpp 1 shows it as coarse" in result.err
+    assert run("predict", other, slide, "--out", tmp_path / "out", "--min-mpp", "1").err == ""
+    assert "expect worse" in run("predict", other, slide, "--out", tmp_path / "out", "--mpp", "3").err
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    bare, _ = small_slide(folder, (300, 700), tissue=0.3, mpp=None)
+    result = run("predict", trained.run, bare, "--out", tmp_path / "out")
+    assert result.code == 0
+    assert "has no pixel size, so its mask has none; --mpp sets it" in result.err
