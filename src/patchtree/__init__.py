@@ -12,6 +12,8 @@ from patchtree.show import show
 from patchtree.tree import Tree
 
 if TYPE_CHECKING:
+    from patchtree.io.annotations import read_annotations
+    from patchtree.io.coverage import rasterise
     from patchtree.io.images import read_image, read_mask
     from patchtree.io.slides import open_slide
     from patchtree.models.adapt import adapt
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from patchtree.models.classifier import Classifier
     from patchtree.models.mosaic import through_mosaic
     from patchtree.models.segmenter import Segmenter
+    from patchtree.slides import cut_slide, patch_slide, refine_slide
     from patchtree.tokens import Tokens, collate, mosaic, unmosaic, unpad
 
 __all__ = [
@@ -38,12 +41,17 @@ __all__ = [
     "collate",
     "count_labels",
     "cut",
+    "cut_slide",
     "mosaic",
     "open_slide",
     "paint",
+    "patch_slide",
+    "rasterise",
+    "read_annotations",
     "read_image",
     "read_mask",
     "refine",
+    "refine_slide",
     "show",
     "through_mosaic",
     "unmosaic",
@@ -59,10 +67,15 @@ _LAZY = {
     "build_classifier": "patchtree.models.choose",
     "build_model": "patchtree.models.choose",
     "collate": "patchtree.tokens",
+    "cut_slide": "patchtree.slides",
     "mosaic": "patchtree.tokens",
     "open_slide": "patchtree.io.slides",
+    "patch_slide": "patchtree.slides",
+    "rasterise": "patchtree.io.coverage",
+    "read_annotations": "patchtree.io.annotations",
     "read_image": "patchtree.io.images",
     "read_mask": "patchtree.io.images",
+    "refine_slide": "patchtree.slides",
     "through_mosaic": "patchtree.models.mosaic",
     "unmosaic": "patchtree.tokens",
     "unpad": "patchtree.tokens",

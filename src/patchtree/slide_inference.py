@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -145,6 +146,7 @@ def predict_slide(
         total = len(plan.windows)
         for at, patches in zip(todo, _ahead(lambda at: view.patches(plan.windows[at]), todo), strict=True):
             work.finish(at, patches.tree, predictor.in_patches(patches))
+            _give_back()
             if progress is not None:
                 progress(total - len(todo) + 1 + todo.index(at), total)
         work.finish_regions()
@@ -362,6 +364,14 @@ def _grow(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
     import cv2
 
     return cv2.dilate(tissue.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+
+
+def _give_back() -> None:
+    """Give freed memory back to the system: sequences of ever other lengths leave holes that glibc keeps."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
 
 
 def _ahead(work: Callable[[T], U], items: Sequence[T]) -> Generator[U]:

@@ -417,3 +417,16 @@ def test_what_is_no_batch_of_tokens() -> None:
     for given in (torch.zeros(1, 3, 64, 64), adaptive(16, 16, 3)):
         with pytest.raises(pt.InputError, match=r"given (Tensor|Patches); make a batch with pt.collate\(\[patches\]\)"):
             door(given)
+
+
+@torch.no_grad()
+def test_a_model_of_another_size_is_told_how_to_say_it() -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", embed_dim=48, depth=1, num_heads=2)
+    with pytest.raises(
+        pt.InputError, match=r"mosaic of 64 x 64 pixels \(Input height .*224.*\); give size=\.\.\., the"
+    ):
+        pt.through_mosaic(vit)(_tokens())
+    with pytest.raises(pt.InputError, match=r"\(The size of tensor a .*\); give size="):
+        pt.through_mosaic(_Gives(lambda images: images + torch.zeros(3, 224, 224)))(_tokens())
+    with pytest.raises(RuntimeError, match="to have 5 channels"):
+        pt.through_mosaic(nn.Conv2d(5, 2, 1))(_tokens())

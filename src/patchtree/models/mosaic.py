@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from math import isqrt
@@ -19,6 +20,9 @@ from patchtree.tokens import Tokens, mosaic, unmosaic
 _MULTIPLE, _LEAST = 32, 64
 # Where the maps are in what a model gives, the first of these that is there.
 _NAMES = ("logits", "out", "feature_maps", "last_hidden_state")
+
+# What libraries say of images whose size they do not take.
+_OF_SIZES = re.compile(r"\b(sizes?|shapes?|height|width|divisible|resolution)\b", re.IGNORECASE)
 
 
 def through_mosaic(model: nn.Module, size: int | None = None) -> ThroughMosaic:
@@ -74,7 +78,8 @@ class ThroughMosaic(nn.Module):
         kind of numbers; what comes out is float32.
 
         Raises:
-            InputError: no tokens are given; they are 3-D; they do not fit into `size`; the model gives nothing known.
+            InputError: no tokens are given; they are 3-D; they do not fit into `size`; the model takes images
+                of another size; it gives nothing known.
         """
         require_tokens(tokens)
         images = mosaic(tokens)
@@ -82,10 +87,24 @@ class ThroughMosaic(nn.Module):
         padded = self._padded(side, tokens)
         images = F.pad(images, (0, padded - side) * 2)
         kind = next((part.dtype for part in self.model.parameters() if part.is_floating_point()), images.dtype)
-        maps = self._maps(self.model(images.to(kind))).float()
+        maps = self._maps(self._run(images.to(kind))).float()
         if maps.shape[-1] != padded:
             maps = F.interpolate(maps, size=(padded, padded), mode="bilinear", align_corners=False)
         return unmosaic(maps[..., :side, :side], tokens)
+
+    def _run(self, images: Tensor) -> Any:
+        """Give what the model makes of the images; libraries say in many ways that they take another size."""
+        try:
+            return self.model(images)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if isinstance(error, InputError) or "channel" in said or not _OF_SIZES.search(said):
+                raise
+            side = images.shape[-1]
+            raise InputError(
+                f"the model fails on a mosaic of {side} x {side} pixels ({said}); "
+                "give size=..., the side the model takes"
+            ) from error
 
     def _padded(self, side: int, tokens: Tokens) -> int:
         """Give the side of the image that the model is given."""

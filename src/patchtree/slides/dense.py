@@ -21,7 +21,7 @@ from patchtree.tree import Tree, cover_level
 # About the side of a block in pixels: a few of them, and what is made of them, fit the memory of any machine.
 _BLOCK = 4096
 # The same for sums of squares, which see no further than a cell: what is made of a block stays in the cache.
-_SQUARES_BLOCK = 1024
+_SQUARES_BLOCK = 2048
 # Pixels around a block that edges are followed into.
 _HALO = 64
 

@@ -77,7 +77,7 @@ def adapt(model: nn.Module) -> Adapted:
         return adapted
     raise InputError(
         f"{type(model).__module__}.{type(model).__qualname__} is of no family that adapt knows; "
-        "through_mosaic(model) takes 2-D models of images, though none of volumes"
+        "use through_mosaic(model), which takes 2-D models of images only"
     )
 
 
