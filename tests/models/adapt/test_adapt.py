@@ -114,5 +114,7 @@ def test_what_is_no_model(door: Any) -> None:
 
 
 def test_a_family_that_is_not_known_is_told_what_the_other_door_takes() -> None:
-    with pytest.raises(pt.InputError, match=r"no family that adapt knows; use through_mosaic\(model\), which takes 2-D models"):
+    with pytest.raises(
+        pt.InputError, match=r"no family that adapt knows; use through_mosaic\(model\), which takes 2-D models"
+    ):
         adapt(nn.Conv3d(1, 1, 3))
