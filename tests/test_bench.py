@@ -22,7 +22,7 @@ if str(REPOSITORY) not in sys.path:
 from bench import common, loss, mosaic, quality, tokenize, train_step  # noqa: E402
 from bench.peers import quadtree  # noqa: E402
 
-LIGHT = ["tokenize", "slides"]
+LIGHT = ["tokenize", "slides", "predict_slide"]
 HEAVY = ["adapt", "loss", "mosaic", "train_step", "quality"]
 
 

@@ -126,7 +126,10 @@ def test_what_cannot_be_trained_on(data: Path, tmp_path: Path) -> None:
         check_slides(find_data(data))
     spots = np.random.default_rng(0).integers(0, 60000, (11, 13), np.uint16).repeat(100, 0).repeat(100, 1)
     tifffile.imwrite(data / "images" / "a.svs", spots, tile=(256, 256))
-    with pytest.raises(InputError, match=r"b.tif: has 3 channels of uint8, a.svs 1 channel of uint16"):
+    with (
+        pytest.warns(UserWarning, match="a has no pixel size"),
+        pytest.raises(InputError, match=r"b.tif: has 3 channels of uint8, a.svs 1 channel of uint16"),
+    ):
         check_slides(find_data(data))
 
 

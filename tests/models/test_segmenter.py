@@ -101,6 +101,7 @@ def test_patches_of_any_size_that_suits(head: str, patch_size: int, grids: tuple
 def test_volumes(head: str) -> None:
     monai = pytest.importorskip("monai.networks.nets")
     net = monai.ViT(1, (16,) * 3, (8,) * 3, hidden_size=48, mlp_dim=96, num_layers=2, num_heads=3)
+    net.img_size = (16,) * 3
     encoder = pt.adapt(net)
     model = Segmenter(encoder, build_head(head, encoder, 3, 8), 3)
     tree = pt.Tree.uniform((16, 16, 8), 8)
