@@ -12,6 +12,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "patchtree"
 ORDER = (
     "errors",
     "files",
+    "tables",
     "pyramid",
     "tree",
     "detail",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import json
@@ -18,6 +17,7 @@ from patchtree.files import replacing
 from patchtree.io.images import IMAGE_SUFFIXES
 from patchtree.io.slides import is_slide
 from patchtree.io.slides.source import is_url
+from patchtree.tables import read_table
 
 T = TypeVar("T")
 
@@ -99,18 +99,10 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Input]:
         InputError: the file cannot be read, has no column ``path``, or a row is wrong.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read, {os.strerror(error.errno or 0).lower()}; check the file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no text in UTF-8; save it as CSV in UTF-8") from error
-    head = text.partition("\n")[0]
-    rows = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count), skipinitialspace=True)
-    columns = [column.strip() for column in rows.fieldnames or ()]
+    rows, _ = read_table(path)
+    columns = rows.fieldnames or ()
     if "path" not in columns:
         raise InputError(f"{path}: has no column 'path' but {', '.join(columns) or 'nothing'}; name one so")
-    rows.fieldnames = columns
     inputs = [_read_row(path, rows.line_num, row) for row in rows if any(row.values())]
     if not inputs:
         raise InputError(f"{path}: a manifest without rows; add one for each input")

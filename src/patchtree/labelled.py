@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import warnings
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 from patchtree.datasets import DataSet, Pair
 from patchtree.errors import InputError
 from patchtree.io.images import image_size, list_images
+from patchtree.tables import read_table
 
 TABLE = "labels.csv"
 _COLUMNS = ("name", "label")
@@ -103,20 +103,12 @@ def check_labelled(dataset: DataSet) -> None:
 
 def _read_table(path: Path, images: Mapping[str, Path]) -> dict[str, str]:
     """Read the label of each image, by stem."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; write lines of name,label below a line with these words") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read, {os.strerror(error.errno or 0).lower()}; check the file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no text in UTF-8; save it as CSV in UTF-8") from error
-    head = text.partition("\n")[0]
-    rows = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count), skipinitialspace=True)
-    columns = [column.strip() for column in rows.fieldnames or ()]
+    if not path.exists():
+        raise InputError(f"{path}: no such file; write lines of name,label below a line with these words")
+    rows, first = read_table(path)
+    columns = rows.fieldnames or ()
     if any(columns.count(column) != 1 for column in _COLUMNS):
-        raise InputError(f"{path}: the first line is {head.strip()!r}; it must name the columns {','.join(_COLUMNS)}")
-    rows.fieldnames = columns
+        raise InputError(f"{path}: the first line is {first!r}; it must name the columns {','.join(_COLUMNS)}")
     found: dict[str, str] = {}
     for row in rows:
         name, label = ((row[column] or "").strip() for column in _COLUMNS)
