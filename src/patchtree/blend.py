@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.foveate import Box, Window
+from patchtree.foveate import Window
+from patchtree.io.slides.base import Box, overlap
 from patchtree.patches import painter
 from patchtree.tree import Tree
 
@@ -114,15 +115,15 @@ class Blend:
         """Write the ids of a box, in smaller and smaller parts where they are not plain, and count them."""
         y0, x0, y1, x1 = box
         tissue = self.tissue[y0 // self.side : -(-y1 // self.side), x0 // self.side : -(-x1 // self.side)]
-        layers = self._touching(box) if tissue.any() else []
-        if not layers:
+        parts = self._touching(box) if tissue.any() else []
+        if not parts:
             return
-        kinds = {layer.kind(_overlap(layer.window.box, box)) for layer in layers}
+        kinds = {layer.kind(own) for layer, own in parts}
         if len(kinds) == 1 and None not in kinds:
             (kind,) = kinds
             if not kind:
                 return
-            if tissue.all() and any(_overlap(layer.window.box, box) == box for layer in layers):
+            if tissue.all() and any(own == box for _, own in parts):
                 out[:] = kind
                 counts[kind] += out.size
                 return
@@ -136,34 +137,26 @@ class Blend:
                 self._fill(out[:, : middle - x0], (y0, x0, y1, middle), counts)
                 self._fill(out[:, middle - x0 :], (y0, middle, y1, x1), counts)
             return
-        total = self._sum(box, layers)[0]
+        total = self._sum(box, parts)[0]
         out[:] = total[..., 0] > 0 if self.classes == 2 else likeliest(total)
         if not tissue.all():
             out[~self._tissue(box)] = 0
         counts += count_ids(out, self.classes)
 
-    def _touching(self, box: Box) -> list[Layer]:
-        y0, x0, y1, x1 = box
-        return [
-            layer
-            for layer in self.layers
-            if layer.window.box[0] < y1
-            and layer.window.box[2] > y0
-            and layer.window.box[1] < x1
-            and layer.window.box[3] > x0
-        ]
+    def _touching(self, box: Box) -> list[tuple[Layer, Box]]:
+        """List the layers that have a part in a box, each with that part."""
+        return [(layer, own) for layer in self.layers if (own := overlap(layer.window.box, box)) is not None]
 
     def _sum(
-        self, box: Box, layers: Sequence[Layer], normal: bool = False
+        self, box: Box, parts: Sequence[tuple[Layer, Box]], normal: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Add up the layers, each by its weight, and the weights; one layer alone has weight 1 if all may be scaled."""
-        if len(layers) == 1 and not normal and _overlap(layers[0].window.box, box) == box:
-            return layers[0].paint(box), np.zeros(0, np.float32)
+        if len(parts) == 1 and not normal and parts[0][1] == box:
+            return parts[0][0].paint(box), np.zeros(0, np.float32)
         channels = 1 if self.classes == 2 else self.classes
         total = np.zeros((box[2] - box[0], box[3] - box[1], channels), np.float32)
         weights = np.zeros(total.shape[:2], np.float32)
-        for layer in layers:
-            own = _overlap(layer.window.box, box)
+        for layer, own in parts:
             place = slice(own[0] - box[0], own[2] - box[0]), slice(own[1] - box[1], own[3] - box[1])
             weight = layer.window.weight(own)
             total[place] += layer.paint(own) * weight[..., None]
@@ -210,10 +203,6 @@ def count_ids(ids: Ids, classes: int) -> NDArray[np.int64]:
         counts[1:] = [np.count_nonzero(ids == label) for label in range(1, classes)]
     counts[0] = ids.size - counts.sum()
     return counts
-
-
-def _overlap(one: Box, other: Box) -> Box:
-    return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
 
 
 def _middle(start: int, stop: int) -> int:

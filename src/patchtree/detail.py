@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from patchtree.errors import InputError
 from patchtree.pyramid import Level, pyramid
-from patchtree.tree import cover_level
+from patchtree.tree import root_level
 
 DetailPyramid: TypeAlias = list[NDArray[np.float64]]
 
@@ -291,7 +291,7 @@ def measure(
         max_level: level of the roots; None takes the smallest single cell that covers the image.
         ndim: number of spatial axes.
     """
-    levels = cover_level(image.shape[:ndim], patch_size) if max_level is None else max_level
+    levels = root_level(image.shape[:ndim], patch_size, max_level)
     return as_detail(detail).measure(image if image.ndim > ndim else image[..., None], patch_size, levels)
 
 

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.errors import InputError
+from patchtree.io.slides.base import Box
 from patchtree.tree import Tree, morton
-
-Box = tuple[int, int, int, int]
 
 # A window's side over the overlap with the next one.
 _OVERLAPS = 8

@@ -18,9 +18,10 @@ from patchtree.augment import place, vary_colours, vary_detail
 from patchtree.budget import choose_density
 from patchtree.cache import statistics
 from patchtree.data import DataModule, Sample
-from patchtree.foveate import Box, merge
+from patchtree.foveate import merge
 from patchtree.io.coverage import count_part
 from patchtree.io.slides import Slide, open_slide
+from patchtree.io.slides.base import Box
 from patchtree.patcher import Patcher, Patches
 from patchtree.slide_sets import Labels, open_labels
 from patchtree.slide_sources import SlideSource, look_at

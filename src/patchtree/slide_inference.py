@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from patchtree.blend import Blend, Ids, Layer, count_ids
 from patchtree.errors import InputError
 from patchtree.files import replacing
-from patchtree.foveate import Box, Window, merge, plan_windows
+from patchtree.foveate import Window, merge, plan_windows
 from patchtree.io.colours import class_colours
 from patchtree.io.probabilities import write_probabilities
 from patchtree.io.pyramids import TILE, write_class_map
 from patchtree.io.regions import Regions
 from patchtree.io.slides import Slide
+from patchtree.io.slides.base import Box, overlap
 from patchtree.patcher import Patcher, Patches
 from patchtree.slides.cut import cut_halved
 from patchtree.slides.halved import Halved, threads
@@ -263,7 +264,7 @@ class _Work:
             ids = np.zeros((y1 - y0, x1 - x0), self.regions.dtype)
             for place in sorted(self.done_regions):
                 box = self.regions.box(place)
-                if _overlaps(box, band):
+                if overlap(box, band):
                     top, left, bottom, right = box
                     part = ids[top - y0 : bottom - y0, left:right]
                     part[:] = self.regions.read(*box)
@@ -281,7 +282,7 @@ class _Work:
         """Write the probabilities of all classes."""
 
         def read(y0: int, x0: int, y1: int, x1: int) -> NDArray[np.float32]:
-            places = {place for place in self.windows_of if _overlaps(self.regions.box(place), (y0, x0, y1, x1))}
+            places = {place for place in self.windows_of if overlap(self.regions.box(place), (y0, x0, y1, x1))}
             windows = sorted({at for place in places for at in self.windows_of[place]})
             if windows:
                 return self._blend(windows).probabilities((y0, x0, y1, x1))
@@ -353,10 +354,6 @@ class _Work:
 
     def _file(self, at: int) -> Path:
         return self.regions.folder / f"window-{at:06d}.npz"
-
-
-def _overlaps(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and one[2] > other[0] and one[1] < other[3] and one[3] > other[1]
 
 
 def _grow(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from patchtree.cache import locate
 from patchtree.datasets import DataSet, Pair, refuse
 from patchtree.errors import InputError
-from patchtree.foveate import Box
 from patchtree.io.slides import Slide, open_slide
+from patchtree.io.slides.base import Box
 from patchtree.slide_inference import find_tissue
 from patchtree.slide_sets import Drawing, Mask, open_labels
 from patchtree.slides.halved import Halved, threads

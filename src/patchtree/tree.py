@@ -338,6 +338,15 @@ def cover_level(shape: tuple[int, ...], patch_size: int) -> int:
     return ((max(shape) - 1) // patch_size).bit_length()
 
 
+def root_level(shape: tuple[int, ...], patch_size: int, max_level: int | None) -> int:
+    """Give the level of the roots: the one asked for, or that of a single cell that covers the image.
+
+    >>> root_level((100, 65), 16, max_level=None), root_level((100, 65), 16, max_level=1)
+    (3, 1)
+    """
+    return cover_level(shape, patch_size) if max_level is None else max_level
+
+
 def grow(
     shape: tuple[int, ...],
     patch_size: int,

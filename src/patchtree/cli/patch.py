@@ -298,9 +298,8 @@ def _measure_tissue(tree: Tree, patcher: Patcher) -> dict[str, Any]:
     They are where there were leaves enough to open all that came up, or where leaves were left over.
     """
     from patchtree.slides import opened
-    from patchtree.tree import cover_level
 
-    level = cover_level(tree.shape, tree.patch_size) if patcher.max_level is None else patcher.max_level
+    level = tree.max_level
     finest = int(tree.level.min()) + 1
     budget = patcher.budget
     if level < finest:  # nothing was opened, or there was nothing to open

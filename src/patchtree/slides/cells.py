@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.detail import Detail, DetailPyramid, Edges, Residual, Variance, estimate_noise
-from patchtree.slides.halved import Box, Halved
+from patchtree.io.slides.base import Box
+from patchtree.slides.halved import Halved
 
 # Parts that are measured together: enough to hide the cost of a call.
 _STACK = 16

@@ -16,7 +16,7 @@ from patchtree.pyramid import pyramid
 from patchtree.refine import refine
 from patchtree.slides.cells import Cells
 from patchtree.slides.halved import Halved, threads
-from patchtree.tree import Tree, cover_level
+from patchtree.tree import Tree, root_level
 
 # About the side of a block in pixels: a few of them, and what is made of them, fit the memory of any machine.
 _BLOCK = 4096
@@ -74,7 +74,7 @@ def _measure(slide: Slide, patcher: Patcher, workers: int | None) -> DetailPyram
     shape, p = slide.shape, patcher.patch_size
     if max(shape) <= _side(_BLOCK, p):
         return measure(slide.read(0, 0, 0, *shape), patcher.detail, p, patcher.max_level)
-    top = cover_level(shape, p) if patcher.max_level is None else patcher.max_level
+    top = root_level(shape, p, patcher.max_level)
     detail = as_detail(patcher.detail)
     squares = isinstance(detail, Residual | Variance)
     # What is a sum over pixels is summed up; squares around a mean need the means, to go on above the block.

@@ -18,8 +18,6 @@ from patchtree.errors import InputError
 from patchtree.io.slides import Slide, level_for
 from patchtree.pyramid import CV_CHANNELS
 
-Box = tuple[int, int, int, int]
-
 CACHE_BYTES = 256 << 20
 # More than this is never read at once, for pixels that are averaged from many.
 _PIXELS_AT_ONCE = 1 << 22

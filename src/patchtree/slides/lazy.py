@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from patchtree.detail import Detail, as_detail
 from patchtree.errors import InputError
 from patchtree.io.slides import Slide
+from patchtree.io.slides.base import Box
 from patchtree.patcher import Patcher, Patches, warn_of_spare_budget
 from patchtree.refine import refine
 from patchtree.slides.cells import Cells
 from patchtree.slides.cut import cut_halved
-from patchtree.slides.halved import Box, Halved, threads
-from patchtree.tree import Tree, cover_level, morton
+from patchtree.slides.halved import Halved, threads
+from patchtree.tree import Tree, morton, root_level
 
 # A level of at most so many pixels is read whole to begin with, so that nothing is too small to be seen.
 _WHOLE_PIXELS = 1 << 20
@@ -167,7 +168,8 @@ class Coarse:
 
 def measure_coarse(halved: Halved, pool: Executor, patcher: Patcher, min_mpp: float | None = None) -> Coarse:
     """Measure the cells of coarse levels, the roots at least, for `refine_halved`; keeps what was read whole."""
-    top, finest = _top(halved.slide.shape, patcher), finest_level(halved.slide, min_mpp)
+    top = root_level(halved.slide.shape, patcher.patch_size, patcher.max_level)
+    finest = finest_level(halved.slide, min_mpp)
     return _measure_coarse(Cells(halved, patcher.patch_size, as_detail(patcher.detail), pool), top, min(finest, top))
 
 
@@ -190,7 +192,7 @@ def refine_halved(
         coarse: what `measure_coarse` gave for the slide, the patch size, the detail, the roots and `min_mpp`.
     """
     shape, p, budget = halved.slide.shape, patcher.patch_size, patcher.budget
-    top = _top(shape, patcher)
+    top = root_level(shape, p, patcher.max_level)
     counts = [[-(-length // (p << level)) for length in shape] for level in range(top + 1)]
     # Only where cells are measured do these take memory.
     details = [np.zeros(cells) for cells in counts[1:]]
@@ -204,11 +206,6 @@ def refine_halved(
             details[level - 1][inside] = known[inside]
         _open_best(cells, details, counts, (coarse.first, finest), patcher, region)
     return refine(details, shape, p, budget, patcher.threshold, patcher.balanced)
-
-
-def _top(shape: tuple[int, int], patcher: Patcher) -> int:
-    """Give the level of the roots."""
-    return cover_level(shape, patcher.patch_size) if patcher.max_level is None else patcher.max_level
 
 
 def _measure_coarse(cells: Cells, top: int, finest: int) -> Coarse:

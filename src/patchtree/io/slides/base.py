@@ -34,6 +34,16 @@ _MICROMETRES = {
 }
 
 
+def overlap(one: Box, other: Box) -> Box | None:
+    """Give the part that two boxes have in common, None if there is none.
+
+    >>> overlap((0, 0, 4, 4), (2, 3, 8, 8)), overlap((0, 0, 4, 4), (4, 0, 8, 4))
+    ((2, 3, 4, 4), None)
+    """
+    y0, x0, y1, x1 = max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
+    return (y0, x0, y1, x1) if y0 < y1 and x0 < x1 else None
+
+
 @dataclass(frozen=True)
 class Level:
     """One level of a slide's pyramid.
