@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod, sqrt
@@ -11,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.patcher import Patcher
+from patchtree.patcher import Patcher, spare_budget_allowed
 from patchtree.patches import count_labels
 
 # The Dice that the patches alone must allow; see choose_density.
 _CEILING = 0.95
 _MOST = 1 / 400
+# The smallest budget of a whole image.
+LEAST = 64
 _WINDOWS = (256, 1024)
 # What is looked at of an image at most, in pixels on a side.
 _SIDE = 4096
@@ -64,9 +65,7 @@ def _ceiling(
     for image, mask in images:
         top, left = (max(0, (length - _SIDE) // 2) for length in mask.shape)
         part = (slice(top, top + _SIDE), slice(left, left + _SIDE))
-        with warnings.catch_warnings():
-            # A budget that is not met is told once the training starts.
-            warnings.simplefilter("ignore")
+        with spare_budget_allowed():  # it is told once the training starts
             tree = with_budget(patcher, mask[part].shape, density).plan(image[part])
         counts = torch.from_numpy(count_labels(mask[part], tree, classes, ignore))
         table += confusion(counts.argmax(-1), counts)

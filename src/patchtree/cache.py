@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from patchtree.datasets import DataSet, Pair
 from patchtree.errors import InputError
 from patchtree.files import replacing
+from patchtree.patches import full_scale
 
 _VERSION = 1
 _PLACES = 10_000
 _SAMPLES = 1 << 20
 _STRIP = 1 << 22
-_FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
 
 
 class Measured(Protocol):
@@ -213,7 +213,7 @@ def _sample(image: NDArray[Any]) -> NDArray[np.float64]:
     flat = image.reshape(image.shape[0] * image.shape[1], -1)
     # An odd step, so that it does not stay in a few columns of images whose width is a power of two.
     step = len(flat) // _SAMPLES | 1
-    return flat[::step].astype(np.float64) / _FULL_SCALE.get(image.dtype.name, 1.0)
+    return flat[::step].astype(np.float64) / full_scale(image.dtype)
 
 
 def _key(pair: Pair, dataset: DataSet) -> str:

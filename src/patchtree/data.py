@@ -19,16 +19,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from patchtree.augment import Window, place, take, vary_colours, vary_detail, vary_window
-from patchtree.budget import choose_density, with_budget
+from patchtree.budget import LEAST, choose_density, with_budget
 from patchtree.cache import Cached, cache_data, statistics
 from patchtree.datasets import DataSet, Pair
 from patchtree.errors import InputError
 from patchtree.models.ghosts import ghost_batch
-from patchtree.patcher import Patcher, Patches
+from patchtree.patcher import Patcher, Patches, spare_budget_allowed
 from patchtree.patches import count_labels
 from patchtree.tokens import Tokens, collate, pad
 
-_UNMET = ".*found too little detail"
 _LOOKED_AT = 4
 
 
@@ -205,7 +204,7 @@ class Whole(Dataset[Sample]):
     patcher: Patcher
     ignore: int | None = None
     density: float = 1 / 4096
-    least: int = 64
+    least: int = LEAST
     most: int | None = None
 
     def __len__(self) -> int:
@@ -229,9 +228,7 @@ def _sample(
     origin: tuple[int, ...] | None = None,
     extent: tuple[int, ...] | None = None,
 ) -> Sample:
-    with warnings.catch_warnings():
-        # `warn_unmet` says it once for all samples.
-        warnings.filterwarnings("ignore", _UNMET)
+    with spare_budget_allowed():  # `warn_unmet` says it once for all samples
         patches = patcher(image, origin, extent)
     return Sample(patches, count_labels(mask, patches.tree, classes, ignore), name)
 

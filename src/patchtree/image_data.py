@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from patchtree.augment import Window, take, vary_colours, vary_detail, vary_window
-from patchtree.budget import with_budget
+from patchtree.budget import LEAST, with_budget
 from patchtree.cache import Cached
 from patchtree.data import DataModule, Sample
 from patchtree.errors import InputError
-from patchtree.patcher import Patcher
-
-_LEAST = 64
+from patchtree.patcher import Patcher, spare_budget_allowed
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +55,8 @@ class Images(Dataset[Sample]):
             rng = np.random.default_rng((self.seed, epoch, at))
             image = vary_colours(take(image, vary_window(Window((0, 0), source.shape), rng)), rng)
             patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
-        patcher = with_budget(patcher, source.shape, self.density, _LEAST, self.most)
-        with warnings.catch_warnings():
-            # That an image has too little detail for its budget is no trouble here: it needs no more.
-            warnings.filterwarnings("ignore", ".*found too little detail")
+        patcher = with_budget(patcher, source.shape, self.density, LEAST, self.most)
+        with spare_budget_allowed():
             patches = patcher(image)
         counts = np.zeros((1, self.classes), np.float32)
         counts[0, self.labels[at]] = self.seed is not None or epoch == 0

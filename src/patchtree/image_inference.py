@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -26,14 +25,7 @@ def classify(predictor: Predictor, image: ArrayLike, *, flips: bool = False) -> 
     """
     image = np.asarray(image)
     predictor.check(image.shape[2] if image.ndim == 3 else 1, image.dtype)
-    patcher = predictor.config.patcher_for(image.shape[:2])
-    views = []
-    for axes in VIEWS if flips else VIEWS[:1]:
-        with warnings.catch_warnings():
-            # That an image has too little detail for its budget is no trouble here: it needs no more.
-            warnings.filterwarnings("ignore", ".*found too little detail")
-            patches = patcher(np.ascontiguousarray(np.flip(image, axes)))
-        views.append(predictor.in_patches(patches))
+    views = [predictor.in_patches(predictor.split(np.flip(image, axes))) for axes in (VIEWS if flips else VIEWS[:1])]
     mean: NDArray[np.float32] = np.mean(views, axis=0)
     return mean
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from patchtree.datasets import Pair
 from patchtree.errors import InputError
 from patchtree.models.choose import build
 from patchtree.models.segmenter import Segmenter
-from patchtree.patcher import Patches
+from patchtree.patcher import Patches, spare_budget_allowed
 from patchtree.patches import paint
 from patchtree.runs import RunConfig, load_config, load_weights
 from patchtree.slide_evaluation import evaluate_slide
 from patchtree.tokens import collate
-from patchtree.tree import Tree
 
 # Numbers that are painted at a time: 256 MiB of float32.
 _BAND = 1 << 26
@@ -80,7 +78,10 @@ class Predictor:
         """
         self.check(image.shape[2] if image.ndim == 3 else 1, image.dtype)
         height, width = image.shape[:2]
-        views = [(axes, *self._predict(np.flip(image, axes))) for axes in (VIEWS if flips else VIEWS[:1])]
+        views = []
+        for axes in VIEWS if flips else VIEWS[:1]:
+            patches = self.split(np.flip(image, axes))
+            views.append((axes, self.in_patches(patches), patches.tree))
         rows = max(1, _BAND // (width * len(self.config.labels)))
         for top in range(0, height, rows):
             bottom = min(height, top + rows)
@@ -92,13 +93,10 @@ class Predictor:
             total /= len(views)
             yield top, total
 
-    def _predict(self, image: NDArray[Any]) -> tuple[NDArray[np.float32], Tree]:
-        """Predict probabilities in patches, ``(N, p, p, K)``, and where they lie."""
-        with warnings.catch_warnings():
-            # That an image has too little detail for its budget is no trouble here: it needs no more.
-            warnings.filterwarnings("ignore", ".*found too little detail")
-            patches = self.config.patcher_for(image.shape[:2])(np.ascontiguousarray(image))
-        return self.in_patches(patches), patches.tree
+    def split(self, image: NDArray[Any]) -> Patches:
+        """Split an image as those that the run was trained on were."""
+        with spare_budget_allowed():
+            return self.config.patcher_for(image.shape[:2])(np.ascontiguousarray(image))
 
     def in_patches(self, patches: Patches) -> NDArray[np.float32]:
         """Predict the probability of each class at every patch pixel, ``(N, p, p, K)``, or of the image, ``(K,)``."""

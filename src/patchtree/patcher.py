@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from patchtree.io.slides import Slide
 
 _LARGEST = 1 << 16
+_SPARE = "found too little detail"
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,11 +210,24 @@ balanced=False, ndim=2)
         return cls(**{**values, "detail": from_dict(values["detail"])})
 
 
+@contextmanager
+def spare_budget_allowed() -> Iterator[None]:
+    """Keep in what `warn_of_spare_budget` says: where a budget is a bound, too little detail for it is no trouble.
+
+    >>> with spare_budget_allowed():
+    ...     len(Patcher(budget=99)(np.zeros((64, 64))))
+    1
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f".*{_SPARE}")
+        yield
+
+
 def warn_of_spare_budget(patcher: Patcher, found: bool) -> None:
     """Say that a tree has fewer leaves than it may have, and whether any detail was found at all."""
     name = type(as_detail(patcher.detail)).__name__
     hint = "; 'residual' may find more" if found and name != "Residual" else ""
     warnings.warn(
-        f"{name} found too little detail to use a budget of {patcher.budget}: what has no detail was not split{hint}",
+        f"{name} {_SPARE} to use a budget of {patcher.budget}: what has no detail was not split{hint}",
         stacklevel=3,
     )

@@ -53,6 +53,15 @@ def cut(image: NDArray[Any], tree: Tree) -> NDArray[Any]:
     return out if image.ndim > tree.ndim else out[..., 0]
 
 
+def full_scale(dtype: np.dtype[Any]) -> float:
+    """Give what is 1 on the scale that models see: the largest number of 8 and 16 bits without sign, else 1.
+
+    >>> full_scale(np.dtype(np.uint8)), full_scale(np.dtype(np.float32))
+    (255.0, 1.0)
+    """
+    return float(np.iinfo(dtype).max) if dtype.name in ("uint8", "uint16") else 1.0
+
+
 def count_labels(mask: NDArray[Any], tree: Tree, classes: int, ignore: int | None = None) -> NDArray[np.float32]:
     """Count the pixels of each class under each patch pixel.
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchtree.budget import with_budget
+from patchtree.budget import LEAST, with_budget
 from patchtree.errors import InputError
 from patchtree.files import replacing
 from patchtree.patcher import Patcher
@@ -26,7 +26,6 @@ CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 LOGS = "logs"
 CACHE = "cache"
-_LEAST = 64
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class RunConfig:
         Args:
             shape: ``(H, W)`` in pixels.
         """
-        return with_budget(Patcher.from_dict(self.patcher), shape, self.density, _LEAST, self.most)
+        return with_budget(Patcher.from_dict(self.patcher), shape, self.density, LEAST, self.most)
 
 
 def save_config(run: str | os.PathLike[str], config: RunConfig) -> None:

@@ -18,6 +18,7 @@ from patchtree.datasets import DataSet, Pair, refuse
 from patchtree.errors import InputError
 from patchtree.io.slides import Slide, open_slide
 from patchtree.io.slides.base import Box
+from patchtree.patches import full_scale
 from patchtree.slide_inference import find_tissue
 from patchtree.slide_sets import Drawing, Mask, open_labels
 from patchtree.slides.halved import Halved, threads
@@ -26,7 +27,6 @@ from patchtree.slides.halved import Halved, threads
 _TILES, _PATCH_SIZE = 32 << 20, 16
 # What is read of a slide to measure its colours: so many parts of so many pixels on a side.
 _MEASURED, _MEASURED_SIDE = 64, 128
-_FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
 # Where the pixels of slides differ by more than this factor, things differ in size.
 SAME_SIZE = 1.25
 
@@ -213,4 +213,4 @@ def _sample_tissue(slide: Slide, tissue: NDArray[np.bool_], side: int) -> NDArra
         bottom, right = (min(low + _MEASURED_SIDE // 2, most) for low, most in zip((y, x), slide.shape, strict=True))
         part = slide.read(0, max(bottom - _MEASURED_SIDE, 0), max(right - _MEASURED_SIDE, 0), bottom, right)
         values.append(part.reshape(-1, slide.channels).astype(np.float64))
-    return np.concatenate(values) / _FULL_SCALE.get(slide.dtype.name, 1.0)
+    return np.concatenate(values) / full_scale(slide.dtype)

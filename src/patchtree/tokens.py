@@ -14,9 +14,8 @@ from torch import Tensor
 
 from patchtree.errors import InputError
 from patchtree.patcher import Patches
+from patchtree.patches import full_scale
 from patchtree.tree import Tree
-
-_FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +120,7 @@ def collate(
     for i, array in enumerate(arrays):
         own = pixels[i, : len(array)]
         np.copyto(own.numpy(), array)
-        full = _FULL_SCALE.get(array.dtype.name, 1.0)
+        full = full_scale(array.dtype)
         own.sub_(shift * full).div_(scale * full)
     trees = tuple(item.tree for item in patches)
     centres = [tree.centres() + (item.origin or 0) for tree, item in zip(trees, patches, strict=True)]
