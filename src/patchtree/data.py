@@ -169,20 +169,47 @@ class Windows(Dataset[Sample]):
 
     def draw(self, rng: np.random.Generator) -> tuple[Cached, Window]:
         """Choose an image and a window that lies inside it."""
-        pixels = np.array([image.pixels for image in self.images])
-        totals = pixels.sum(axis=0)
-        rare = np.flatnonzero((totals > 0) & (np.arange(len(totals)) != totals.argmax()))
-        label = int(rng.choice(rare)) if rng.random() < self.foreground and len(rare) else None
-        having = np.arange(len(self.images)) if label is None else np.flatnonzero(pixels[:, label])
-        source = self.images[int(rng.choice(having))]
+        at, label = draw_source([image.pixels for image in self.images], self.foreground, rng)
+        source = self.images[at]
         room = np.array(source.shape)
         shape = np.minimum(self.window, room)
         if label is None:
             corner = rng.integers(room - shape + 1)
         else:
-            target = rng.choice(source.places(label))
-            corner = np.clip(target - rng.integers(shape // 4, shape - shape // 4), 0, room - shape)
+            corner = draw_corner(rng.choice(source.places(label)), shape, room, rng)
         return source, Window((int(corner[0]), int(corner[1])), (int(shape[0]), int(shape[1])))
+
+
+def draw_source(
+    pixels: Sequence[Sequence[float]] | Sequence[NDArray[np.float64]], foreground: float, rng: np.random.Generator
+) -> tuple[int, int | None]:
+    """Choose an image, and for a share of samples a rare class (any but the most frequent) that it has.
+
+    >>> draw_source([(90, 0), (80, 10)], foreground=1.0, rng=np.random.default_rng(0))
+    (1, 1)
+
+    Args:
+        pixels: of each image, how many pixels each class has.
+        foreground: share of samples for which the class is drawn first, then an image that has it.
+        rng: of the sample.
+    """
+    table = np.array(pixels)
+    totals = table.sum(axis=0)
+    rare = np.flatnonzero((totals > 0) & (np.arange(len(totals)) != totals.argmax()))
+    label = int(rng.choice(rare)) if rng.random() < foreground and len(rare) else None
+    having = np.arange(len(table)) if label is None else np.flatnonzero(table[:, label])
+    return int(rng.choice(having)), label
+
+
+def draw_corner(
+    target: NDArray[Any], shape: NDArray[Any], room: NDArray[Any], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Choose the corner of a window that has a pixel in its middle half, as far as the image goes.
+
+    >>> draw_corner(np.array([0, 99]), np.array([40, 40]), np.array([100, 100]), np.random.default_rng(0)).tolist()
+    [0, 60]
+    """
+    return np.clip(target - rng.integers(shape // 4, shape - shape // 4), 0, room - shape)
 
 
 @dataclass(frozen=True, eq=False)

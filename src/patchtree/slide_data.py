@@ -17,7 +17,7 @@ from patchtree.augment import Window as Turn
 from patchtree.augment import place, vary_colours, vary_detail
 from patchtree.budget import choose_density
 from patchtree.cache import statistics
-from patchtree.data import DataModule, Sample
+from patchtree.data import DataModule, Sample, draw_corner, draw_source
 from patchtree.foveate import merge
 from patchtree.io.coverage import count_part
 from patchtree.io.slides import Slide, open_slide
@@ -239,20 +239,15 @@ class SlideWindows(Dataset[Sample]):
 
     def draw(self, rng: np.random.Generator) -> tuple[SlideSource, Box]:
         """Choose a slide and a box that lies inside it."""
-        pixels = np.array([slide.pixels for slide in self.slides])
-        totals = pixels.sum(axis=0)
-        rare = np.flatnonzero((totals > 0) & (np.arange(len(totals)) != totals.argmax()))
-        label = int(rng.choice(rare)) if rng.random() < self.foreground and len(rare) else None
-        having = np.arange(len(self.slides)) if label is None else np.flatnonzero(pixels[:, label])
-        source = self.slides[int(rng.choice(having))]
+        at, label = draw_source([slide.pixels for slide in self.slides], self.foreground, rng)
+        source = self.slides[at]
         if label is None:
             target = rng.choice(np.argwhere(source.tissue)) * source.side + rng.integers(source.side, size=2)
         else:
             target = rng.choice(source.places[label])
         room = np.array(source.shape)
         shape = np.minimum(self.window, room)
-        corner = np.clip(target - rng.integers(shape // 4, shape - shape // 4), 0, room - shape)
-        y, x = corner.tolist()
+        y, x = draw_corner(target, shape, room, rng).tolist()
         return source, (y, x, y + int(shape[0]), x + int(shape[1]))
 
 

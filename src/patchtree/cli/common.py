@@ -244,6 +244,14 @@ def gather_inputs(paths: Sequence[str] | None, manifest: Path | None) -> tuple[l
     return inputs, len(errors)
 
 
+def opens_as_slide(one: Input) -> bool:
+    """Tell whether an input is opened as a slide; what only looks like one is, to be told what is wrong with it."""
+    from patchtree.io.images import IMAGE_SUFFIXES
+    from patchtree.io.slides import is_slide
+
+    return Path(one.path).suffix.lower() not in IMAGE_SUFFIXES or is_slide(one.path)
+
+
 @dataclass(frozen=True)
 class Job:
     """One image of many, and what is to be done to it.

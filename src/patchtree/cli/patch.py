@@ -26,6 +26,7 @@ from patchtree.cli.common import (
     do_jobs,
     gather_inputs,
     given,
+    opens_as_slide,
     verb,
 )
 from patchtree.errors import InputError
@@ -135,12 +136,9 @@ def patch_input(
     Returns:
         What ``patch --json`` prints of it.
     """
-    from patchtree.io.images import IMAGE_SUFFIXES
-    from patchtree.io.slides import is_slide, open_slide
+    from patchtree.io.slides import open_slide
 
-    # What only looks like a slide is opened as one, to be told what is wrong with it.
-    like_an_image = Path(source.path).suffix.lower() in IMAGE_SUFFIXES and not is_slide(source.path)
-    if min_mpp is None and like_an_image:
+    if min_mpp is None and not opens_as_slide(source):
         return patch_image(Path(source.path), patcher, arrays, picture, must_fit)
     with open_slide(source.path, source.mpp) as slide:
         return patch_slide(slide, patcher, arrays, picture, min_mpp, workers, must_fit)

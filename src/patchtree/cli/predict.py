@@ -31,6 +31,7 @@ from patchtree.cli.common import (
     do_jobs,
     gather_inputs,
     given,
+    opens_as_slide,
     tell_error,
     verb,
 )
@@ -139,7 +140,7 @@ def predict(
         refuse(probabilities=probabilities, geojson=geojson, overlay=overlay, mpp=mpp, min_mpp=min_mpp)
         refuse(resume=resume, num_parts=num_parts != 1, part_id=part_id is not None, workers=workers)
         return predict_labels(predictor, inputs, out, flips, json, failed)
-    slides = [one for one in inputs if _is_slide(one)]
+    slides = [one for one in inputs if opens_as_slide(one)]
     if slides and flips:
         raise InputError(f"{slides[0].path}: --flips is for images, not for slides; predict slides without it")
     model = fingerprint({}, (run / CONFIG, run / WEIGHTS))
@@ -281,14 +282,6 @@ def thumbnail_ids(mask: Slide, shape: tuple[int, ...]) -> NDArray[Any]:
     ]
     level = max(fits, default=0)
     return mask.read(level, 0, 0, *mask.levels[level].shape)[..., 0]
-
-
-def _is_slide(one: Input) -> bool:
-    """Whether an input is to be opened as a slide; what only looks like one is, to be told what is wrong with it."""
-    from patchtree.io.images import IMAGE_SUFFIXES
-    from patchtree.io.slides import is_slide
-
-    return Path(one.path).suffix.lower() not in IMAGE_SUFFIXES or is_slide(one.path)
 
 
 def _image_jobs(
