@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from patchtree.errors import InputError
 from patchtree.models import choose
-from patchtree.models.choose import Built, build, build_model, pretrained, read_weights
+from patchtree.models.choose import Built, build, build_model, pretrained
 from patchtree.models.heads import build_head
 from patchtree.models.mosaic import through_mosaic
 from patchtree.models.tuning import trial_tokens
+from patchtree.models.weights import read_weights
 
 DEEP = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 VIT = "timm:test_vit"

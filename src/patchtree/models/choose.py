@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +12,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from patchtree.errors import InputError
 from patchtree.models.adapt import adapt, find_family
@@ -27,18 +23,12 @@ from patchtree.models.heads import build_head
 from patchtree.models.mesh import SIZES, MeshEncoder
 from patchtree.models.segmenter import Segmenter, label_names
 from patchtree.models.tuning import stages, trial_tokens
+from patchtree.models.weights import cause, fit_channels, load_into, quiet_transformers, some
 
 PRETRAINED = "pretrained"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _PACKAGES = {"hf": "transformers", "monai": "monai", "torchvision": "torchvision", "smp": "segmentation_models_pytorch"}
 _PIP = {"smp": "segmentation-models-pytorch"}
-_CLASSIFIER = ("head.", "heads.", "head_dist.", "fc.", "classifier.", "norm_head.", "pre_logits.")
-# Parts of a checkpoint beside its encoder of images: heads, decoders, what pre-training masks with, towers of text.
-_BESIDE = re.compile(
-    r"(^|\.)(\w*head\w*|\w*classifier|fc|fc_norm|pre_logits|pooler|decode\w*|conv3d_transpose\w*|mask_token"
-    r"|text\w*|\w+_projection|logit_\w+)(\.|$)"
-)
-_NESTED = ("state_dict", "model")
 _HF_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 Norm = tuple[tuple[float, ...], tuple[float, ...]]
@@ -224,12 +214,12 @@ def build(
     loaded, absent = original.loaded, original.missing
     missing = [weight for weight in absent if f"model.{weight}" in needed]
     if missing:
-        raise InputError(f"{loaded}: lacks {_some(missing)}; get the whole model")
+        raise InputError(f"{loaded}: lacks {some(missing)}; get the whole model")
     if weights is not None and not asked.pretrained:
         loaded = weights
-        absent = _load(original.model, Path(weights), set(needed), len(labels) if original.logits else None)
+        absent = load_into(original.model, Path(weights), set(needed), len(labels) if original.logits else None)
     if anew := [weight for weight in absent if f"model.{weight}" in depths]:
-        warnings.warn(f"{loaded}: lacks {_some(anew)}, which pools tokens and begins anew", stacklevel=3)
+        warnings.warn(f"{loaded}: lacks {some(anew)}, which pools tokens and begins anew", stacklevel=3)
     again = {"name": name, "channels": channels, "patch_size": patch_size, "ndim": ndim, "head": chosen}
     if original.config is not None:
         again["config"] = original.config
@@ -341,7 +331,7 @@ def _hf(asked: _Asked) -> _Original:
     folder = Path(rest).is_dir()
     if not folder and (rest.count("/") != 1 or rest.startswith((".", "/", "~"))):
         raise InputError(f"model {asked.name}: no such folder; give one with a config.json, or an id on the hub")
-    with _downloading(asked), _quiet_transformers():
+    with _downloading(asked), quiet_transformers():
         config = transformers.AutoConfig.from_pretrained(rest)
         # Of a pair of towers the one that sees.
         config = getattr(config, "vision_config", config)
@@ -366,10 +356,10 @@ def _hf(asked: _Asked) -> _Original:
         state = model.state_dict()
         config.num_channels = asked.channels
         model = kind(config)
-        model.load_state_dict(_fit_channels(state, model.state_dict(), asked.name))
+        model.load_state_dict(fit_channels(state, model.state_dict(), asked.name))
     anew = {name for name, *_ in info["mismatched_keys"]} | set(info["missing_keys"])
     if logits and anew:
-        warnings.warn(f"{rest}: {_some(anew)} is not for these classes and begins anew", stacklevel=4)
+        warnings.warn(f"{rest}: {some(anew)} is not for these classes and begins anew", stacklevel=4)
     mean, std = (tuple(processor.get(f"image_{key}", own)) for key, own in zip(("mean", "std"), _IMAGENET, strict=True))
     return _Original(
         model.float().train(),  # from_pretrained leaves it in eval
@@ -497,24 +487,9 @@ def _downloading(asked: _Asked) -> Iterator[None]:
             advice = "give --weights FILE, or go online"
         else:
             advice = "give a folder that is there and whole" if asked.name.startswith("hf:") else "choose another"
-        raise InputError(f"model {asked.name} cannot be had ({_cause(error)}); {advice}") from error
+        raise InputError(f"model {asked.name} cannot be had ({cause(error)}); {advice}") from error
     finally:
         hub.setLevel(level)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep in reports on loading, which are told here where they matter."""
-    told: Any = import_module("transformers.utils.logging")
-    level, bar = told.get_verbosity(), told.is_progress_bar_enabled()
-    told.set_verbosity_error()
-    told.disable_progress_bar()
-    try:
-        yield
-    finally:
-        told.set_verbosity(level)
-        if bar:
-            told.enable_progress_bar()
 
 
 def _set_channels(model: nn.Module, channels: int, trained: bool) -> None:
@@ -529,162 +504,6 @@ def _set_channels(model: nn.Module, channels: int, trained: bool) -> None:
         bias=old.bias is not None,
     )
     if trained:
-        new.load_state_dict(_fit_channels(old.state_dict(), new.state_dict(), name))
+        new.load_state_dict(fit_channels(old.state_dict(), new.state_dict(), name))
     parent, _, own = name.rpartition(".")
     setattr(model.get_submodule(parent), own, new)
-
-
-def _fit_channels(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """Make kernels for three channels kernels for another number: their sum for one, else their repetition.
-
-    Source: timm's `adapt_input_conv`.
-    """
-    fitted = dict(state)
-    for name, value in state.items():
-        target = wanted.get(name)
-        if target is None or target.shape == value.shape or value.ndim < 4 or target.ndim != value.ndim:
-            continue
-        channels = target.shape[1]
-        if value.shape[1] == 3 and value.shape[:1] + value.shape[2:] == target.shape[:1] + target.shape[2:]:
-            warnings.warn(f"{source}: {name} is made for 3 channels and is used for {channels}", stacklevel=5)
-            repeated = value.repeat(1, -(-channels // 3), *[1] * (value.ndim - 2))[:, :channels] * (3 / channels)
-            fitted[name] = value.sum(1, keepdim=True) if channels == 1 else repeated
-    return fitted
-
-
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a file of weights: safetensors, or torch's; no pickled code is run.
-
-    Raises:
-        InputError: the file is missing, damaged, holds more than tensors and plain values, or no weights.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give --weights a file in it")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of weights; check --weights")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load throws anything, from EOFError to UnpicklingError, at a damaged file
-        if isinstance(error, UnpicklingError) and "Unsupported global" in str(error):
-            raise InputError(f"{path}: holds pickled code, which is not run; save the model's state_dict()") from error
-        raise InputError(
-            f"{path}: cannot be read as weights ({_cause(error)}); give safetensors or a torch file"
-        ) from error
-    for name in _NESTED:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping) or not any(isinstance(value, Tensor) for value in found.values()):
-        raise InputError(f"{path}: holds no weights by name; give what state_dict() gives")
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
-
-
-def _load(model: nn.Module, path: Path, used: set[str], classes: int | None) -> frozenset[str]:
-    """Load a file of weights into an original, and name those it lacks.
-
-    `used` are those that must be there, after ``model.``.
-    """
-    wanted = model.state_dict()
-    state = _fit_channels(_without_prefix(read_weights(path), wanted), wanted, path)
-    strange = _strange(state, wanted)
-    if strange or any(name not in state or state[name].shape != value.shape for name, value in wanted.items()):
-        state = _renamed(model, state)
-        strange = _strange(state, wanted)
-    shapes = [
-        (name, tuple(state[name].shape), tuple(value.shape))
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    # What ends in classes begins anew where their number differs.
-    anew = {name for name, own, target in shapes if _differ_only(own, target, classes)}
-    if anew:
-        warnings.warn(f"{path}: {_some(anew)} is for other classes and begins anew", stacklevel=4)
-        shapes = [shape for shape in shapes if shape[0] not in anew]
-        state = {name: value for name, value in state.items() if name not in anew}
-    if shapes:
-        name, own, target = shapes[0]
-        raise InputError(f"{path}: {name} is {own}, the model's is {target}; give weights of this very model")
-    needed = {name.removeprefix("model.") for name in used} if used else set(wanted)
-    missing = sorted((needed & wanted.keys()) - state.keys() - anew)
-    if missing:
-        raise InputError(f"{path}: lacks {_some(missing)} of {len(wanted)} weights; give weights of this very model")
-    if strange:
-        raise InputError(f"{path}: the model lacks {_some(strange)}; give its own weights, or name the model of these")
-    unknown = sorted(name for name in state.keys() - wanted.keys() if not name.startswith(_CLASSIFIER))
-    if unknown:
-        warnings.warn(f"{path}: {_some(unknown)} is of no use to the model and left out", stacklevel=4)
-    model.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
-    return frozenset(wanted.keys() - state.keys())
-
-
-def _strange(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Name what a model that lacks it would lose: all but heads and the like, and tables of indices.
-
-    >>> one = torch.zeros(1)
-    >>> _strange({"blocks.0.ls1.gamma": one, "blocks.1.w": one, "head.0.w": one}, {"blocks.0.w": one})
-    ['blocks.0.ls1.gamma', 'blocks.1.w']
-    """
-    rows = {name[: found.start() + 1] for name in wanted if (found := re.search(r"\.\d+\.", name))}
-    return sorted(
-        name
-        for name in state.keys() - wanted.keys()
-        if state[name].is_floating_point() and (name.startswith(tuple(rows)) or not _BESIDE.search(name))
-    )
-
-
-def _differ_only(own: tuple[int, ...], target: tuple[int, ...], classes: int | None) -> bool:
-    return len(own) == len(target) and all(a in (b, classes) for a, b in zip(target, own, strict=True))
-
-
-def _without_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what stands before all names, such as ``module.`` or, in a run's weights, ``encoder.model.``."""
-    ends = {name: f".{name}" for name in wanted}
-    prefixes = {""} | {key[: -len(name)] for key in state for name, end in ends.items() if key.endswith(end)}
-    best = max(sorted(prefixes), key=lambda prefix: sum(prefix + name in state for name in wanted))
-    return {key.removeprefix(best): value for key, value in state.items() if key.startswith(best) or best == ""}
-
-
-def _renamed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Let the library bring names and grids of the checkpoints that it knows to the model's own."""
-    try:
-        if hasattr(model, "from_pretrained"):
-            with _quiet_transformers():
-                other, info = type(model).from_pretrained(  # type: ignore[attr-defined]
-                    None,
-                    config=model.config,
-                    state_dict=dict(state),
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                )
-            found = {name: value for name, value in other.state_dict().items() if name not in info["missing_keys"]}
-            wrong = {name: torch.empty(shape, device="meta") for name, shape, _ in info["mismatched_keys"]}
-            return found | wrong | {name: state[name] for name in info["unexpected_keys"] if name in state}
-        rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-        return state if rename is None else dict(rename(dict(state), model))
-    except Exception:  # weights of something else, which is told with its names
-        return state
-
-
-def _cause(error: Exception) -> str:
-    """Give the first sentence of what went wrong, or its kind where there are no words.
-
-    >>> _cause(ValueError("No such thing. Try another.")), _cause(KeyError(101))
-    ('No such thing', 'KeyError')
-    """
-    words = str(error).strip().split("\n")[0].split(". ")[0]
-    return words if " " in words else type(error).__name__
-
-
-def _some(names: Iterable[str]) -> str:
-    """Name the first of several.
-
-    >>> _some(["b", "a", "c"])
-    'a and 2 more'
-    """
-    first, *others = sorted(names)
-    return f"{first} and {len(others)} more" if others else first
