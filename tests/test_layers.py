@@ -43,6 +43,7 @@ ORDER = (
     "ema",
     "runs",
     "schedule",
+    "tasks",
     "training",
     "slide_evaluation",
     "inference",

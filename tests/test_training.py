@@ -26,7 +26,8 @@ from patchtree.io.images import write_image, write_mask
 from patchtree.metrics import dice
 from patchtree.models.choose import build, build_classifier, build_model
 from patchtree.runs import CHECKPOINT, CONFIG, METRICS, WEIGHTS, load_config, weights_metadata
-from patchtree.training import ImageTask, Task, train
+from patchtree.tasks import ImageTask, Task
+from patchtree.training import train
 
 HERE: dict[str, Any] = {"workers": 0, "accelerator": "cpu", "progress": False}
 SMALL: dict[str, Any] = {"patch_size": 8, "budget": 16, "detail": "variance", **HERE}
@@ -260,7 +261,8 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path, monkeypatch: pyt
             from pathlib import Path
 
             import torch
-            from patchtree.training import Task, train
+            from patchtree.tasks import Task
+            from patchtree.training import train
 
             torch.set_num_threads(1)
 
@@ -345,7 +347,7 @@ def test_what_is_not_possible_is_refused(data: Path, tmp_path: Path, wrong: dict
 def test_a_loss_that_is_not_finite_ends_the_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchtree.training.loss_of_sums", lambda sums: sums.sum() * torch.nan)
+    monkeypatch.setattr("patchtree.tasks.loss_of_sums", lambda sums: sums.sum() * torch.nan)
     with pytest.raises(InputError, match="no longer a finite number"):
         train(data, tmp_path / "run", max_epochs=1, **SMALL)
     assert not (tmp_path / "run" / WEIGHTS).exists()
