@@ -285,6 +285,20 @@ def test_what_other_options_have_begun_to_overwrite_is_not_done(
     assert len(Patches.load(tmp_path / "slide.npz")) == 59
 
 
+@pytest.mark.parametrize("option", ["--workers", "--mpp", "--min-mpp"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan"])
+def test_an_impossible_option_spoils_nothing_that_is_done(
+    option: str, value: str, run: Run, slide: Path, tmp_path: Path
+) -> None:
+    command = ("patch", slide, "--out", tmp_path, *OPTIONS)
+    run(*command)
+    for words in (command, ("predict", tmp_path / "run", slide, "--out", tmp_path)):
+        result = run(*words, option, value)
+        assert (result.code, result.out) == (2, "")
+        assert option in result.err
+    assert "  done      1\n  failed    0\n" in run("info", tmp_path).out
+
+
 def test_without_resume_all_is_done_again(run: Run, slide: Path, tmp_path: Path) -> None:
     command = ("patch", slide, "--out", tmp_path, *OPTIONS)
     run(*command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 import threading
@@ -43,16 +44,46 @@ Manifest = Annotated[
     Path | None,
     typer.Option(metavar="FILE.csv", help="Also do what a table names: columns path and, if any, mpp, name."),
 ]
-Mpp = Annotated[
-    float | None, typer.Option(help="Micrometres a pixel of the finest level, in place of what the files say.")
-]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Skip what was finished with the same options; do again what failed.")
 ]
 NumParts = Annotated[int, typer.Option(help="Share the inputs out among so many calls, such as those of a job array.")]
 PartId = Annotated[int | None, typer.Option(help="Which of those parts to do, from 0.")]
-Workers = Annotated[int | None, typer.Option(help="Threads that read a slide. (default one a core)")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Threads that read a slide. (default one a core)")]
 
+
+def parse_micrometres(text: str) -> float:
+    """Read the size of a pixel.
+
+    >>> parse_micrometres("0.25")
+    0.25
+
+    Raises:
+        typer.BadParameter: it is no number, or none that a size can be.
+    """
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 < size < math.inf:
+        raise typer.BadParameter(f"{text!r} is no pixel size; give micrometres a pixel, as in 0.25")
+    return size
+
+
+Mpp = Annotated[
+    float | None,
+    typer.Option(
+        parser=parse_micrometres,
+        metavar="MICROMETRES",
+        help="Along a pixel of the finest level, in place of what the files say.",
+    ),
+]
+MinMpp = Annotated[
+    float | None,
+    typer.Option(
+        parser=parse_micrometres, metavar="MICROMETRES", help="Along a pixel of the finest patches wanted of a slide."
+    ),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that patchtree train wrote.")]
 Flips = Annotated[bool, typer.Option("--flips", help="Average over the image and its mirror images; 4 times slower.")]
 Device = Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ... (default: a GPU if any).")]

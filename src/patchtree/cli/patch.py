@@ -16,6 +16,7 @@ from patchtree.cli.common import (
     Job,
     Json,
     Manifest,
+    MinMpp,
     Mpp,
     NumParts,
     PartId,
@@ -67,9 +68,7 @@ def patch(
         bool, typer.Option("--balanced", help="Neighbouring leaves differ by at most one level.")
     ] = False,
     mpp: Mpp = None,
-    min_mpp: Annotated[
-        float | None, typer.Option(help="Micrometres a pixel of the finest patches wanted of a slide.")
-    ] = None,
+    min_mpp: MinMpp = None,
     manifest: Manifest = None,
     resume: Resume = False,
     num_parts: NumParts = 1,

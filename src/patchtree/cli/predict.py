@@ -21,6 +21,7 @@ from patchtree.cli.common import (
     Job,
     Json,
     Manifest,
+    MinMpp,
     Mpp,
     NumParts,
     PartId,
@@ -103,7 +104,7 @@ def predict(
         Format, typer.Option(help="Of slides' masks: what OpenSlide reads, or levels as sub-images with OME-XML.")
     ] = Format.tiff,
     mpp: Mpp = None,
-    min_mpp: Annotated[float | None, typer.Option(help="Micrometres a pixel of the finest patches of a slide.")] = None,
+    min_mpp: MinMpp = None,
     flips: Flips = False,
     device: Device = None,
     manifest: Manifest = None,
