@@ -196,19 +196,22 @@ class States:
     def done(self, name: str, key: str) -> dict[str, Any] | None:
         """Give the result of what was finished with the same fingerprint; None if it was not."""
         state = _load(self.file(name))
-        return state["result"] if state and state["state"] == "done" and state["key"] == key else None
+        return state.get("result") if state and state["key"] == key else None
 
-    def begin(self, name: str) -> None:
-        """Forget what was known of an input: its outputs are about to change."""
+    def begin(self, name: str) -> list[str]:
+        """Forget what was known of an input, as its outputs are about to change; gives the names of their files."""
+        result = (_load(self.file(name)) or {}).get("result") or {}
         self.file(name).unlink(missing_ok=True)
+        return [Path(file).name for file in result.get("files", ())]
 
     def finish(self, name: str, path: str, key: str, result: dict[str, Any]) -> None:
         """Remember that all outputs of an input are written."""
         self._write(name, {"state": "done", "input": path, "key": key, "result": result})
 
-    def fail(self, name: str, path: str, key: str, reason: str) -> None:
-        """Remember why an input could not be worked on."""
-        self._write(name, {"state": "failed", "input": path, "key": key, "reason": reason})
+    def fail(self, name: str, path: str, key: str, reason: str, result: dict[str, Any] | None = None) -> None:
+        """Remember why an input could not be worked on; `result` is that of what was finished nevertheless."""
+        finished = {} if result is None else {"result": result}
+        self._write(name, {"state": "failed", "input": path, "key": key, "reason": reason, **finished})
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         with replacing(self.file(name)) as temporary:

@@ -10,12 +10,13 @@ import shapely
 import tifffile
 from PIL import Image
 
+from patchtree.errors import InputError
 from patchtree.io.images import read_image, write_image
 from patchtree.io.slides import open_slide
 from patchtree.runs import load_config, save_config
 from slide_files import small_slide
 
-from .conftest import Run, Trained, outputs, picture
+from .conftest import Result, Run, Trained, outputs, picture
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,83 @@ def test_what_is_done_is_not_done_again(run: Run, trained: Trained, slide: Path,
     written = (tmp_path / "slide.tif").stat().st_mtime_ns
     assert run(*words).json == first.json
     assert (tmp_path / "slide.tif").stat().st_mtime_ns == written
+
+
+def _forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on nothing may be predicted."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("predicts again")
+
+    monkeypatch.setattr("patchtree.inference.Predictor.in_patches", refuse)
+
+
+def test_outlines_and_overlays_are_made_of_finished_masks(
+    run: Run, trained: Trained, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "photo.png", picture())
+    both, out = (slide, tmp_path / "photo.png"), tmp_path / "out"
+    whole = run("predict", trained.run, *both, "--out", tmp_path / "whole", "--geojson", "--overlay")
+    assert (whole.code, whole.err) == (0, "")
+    words = ["predict", trained.run, *both, "--resume", "--json", "--out"]
+    assert run(*words, out).code == 0
+    with monkeypatch.context() as patched:
+        _forbid(patched)
+        more = run(*words, out, "--geojson", "--overlay")
+        assert (more.code, more.err) == (0, "")
+        assert outputs(out) == outputs(tmp_path / "whole")
+        for name in outputs(out):
+            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        names = ["slide.tif", "slide.geojson", "slide_overlay.png"]
+        assert [Path(file).name for file in more.json[-1]["files"]] == names
+        # Once more with nothing missing, with less, and with what was lost; the folder may be spelled otherwise.
+        monkeypatch.chdir(tmp_path)
+        assert run(*words, "out", "--geojson", "--overlay").json == more.json
+        assert run(*words, out).json == more.json
+        (out / "slide.geojson").unlink()
+        assert [Path(file).name for file in run(*words, out).json[-1]["files"]] == [names[0], names[2]]
+        assert run(*words, out, "--geojson").code == 0
+        assert (out / "slide.geojson").read_bytes() == (tmp_path / "whole" / "slide.geojson").read_bytes()
+    # Probabilities are no longer there to be written.
+    assert run(*words, out, "--probabilities").code == 0
+    assert (out / "slide_probabilities.zarr").is_dir()
+
+
+def test_what_belongs_to_an_earlier_mask_goes_with_it(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
+    words = ["predict", trained.run, slide, "--out", tmp_path]
+    (tmp_path / "slide.xml").write_text("somebody's own")
+    assert run(*words, "--geojson", "--overlay", "--probabilities").code == 0
+    assert run(*words, "--mpp", "0.5").code == 0
+    assert outputs(tmp_path) == ["slide.tif", "slide.xml"]
+    (tmp_path / "slide.geojson").write_text("somebody's own")
+    assert run(*words).code == 0
+    assert outputs(tmp_path) == ["slide.geojson", "slide.tif", "slide.xml"]
+
+
+def test_outlines_that_fail_do_not_cost_the_mask(
+    run: Run, trained: Trained, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["predict", trained.run, slide, "--out", tmp_path, "--geojson", "--resume"]
+
+    def fail(error: BaseException) -> None:
+        raise error
+
+    def failing(error: BaseException) -> Result:
+        with monkeypatch.context() as patched:
+            patched.setattr("patchtree.io.annotations.write_annotations", lambda *_: fail(error))
+            return run(*words)
+
+    assert failing(KeyboardInterrupt()).code == 130
+    written = (tmp_path / "slide.tif").stat().st_mtime_ns
+    assert failing(InputError("slide.geojson: cannot be written")).failed_with("slide.geojson: cannot be written")
+    assert (tmp_path / "slide.tif").stat().st_mtime_ns == written
+    assert outputs(tmp_path) == ["slide.tif"]
+    assert run("info", tmp_path).err == "error: slide.geojson: cannot be written\n"
+    _forbid(monkeypatch)
+    result = run(*words)
+    assert (result.code, result.err) == (0, "")
+    assert outputs(tmp_path) == ["slide.geojson", "slide.tif"]
+    assert "  done      1\n" in run("info", tmp_path).out
 
 
 def test_one_bad_slide_stops_nothing(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:

@@ -289,20 +289,29 @@ class Job:
 
     Attributes:
         files: the image, or its channels.
-        outputs: what is written; its state is kept under the name of the first.
-        work: does it; gives what ``--json`` prints.
+        outputs: what `work` writes, all in one folder; its state is kept under the name of the first.
+        work: does it; gives what ``--json`` prints, with ``files``: what was written.
         settings: what the outputs depend on, in values that JSON knows.
+        derived: what can be made of the outputs alone.
+        derive: makes some of `derived`; takes what `work` gave and gives what ``--json`` prints.
     """
 
     files: tuple[str | Path, ...]
     outputs: tuple[Path, ...]
     work: Callable[[], dict[str, Any]]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    derived: tuple[Path, ...] = ()
+    derive: Callable[[dict[str, Any], Sequence[Path]], dict[str, Any]] | None = None
 
     @property
     def name(self) -> str:
         """What its state is kept under."""
         return self.outputs[0].stem
+
+    def missing(self, result: Mapping[str, Any]) -> list[Path]:
+        """List what is still to be derived where `work` gave a result."""
+        there = {Path(file).name for file in result["files"]}
+        return [file for file in self.derived if file.name not in there]
 
 
 def do_jobs(
@@ -337,7 +346,7 @@ def do_jobs(
             cannot be written to. Nothing is done then.
         typer.Exit: an image failed.
     """
-    from patchtree.files import sweep
+    from patchtree.files import remove, sweep
     from patchtree.jobs import States, fingerprint, take_part
 
     if num_parts != 1 and part_id is None:
@@ -350,11 +359,10 @@ def do_jobs(
     states = States.open(make_folder(out))
     keys = [fingerprint(job.settings, job.files) for job in jobs]
     results: list[dict[str, Any] | None] = [
-        states.done(job.name, key) if resume and all(output.exists() for output in job.outputs) else None
-        for job, key in zip(jobs, keys, strict=True)
+        _finished(job, states.done(job.name, key)) if resume else None for job, key in zip(jobs, keys, strict=True)
     ]
-    todo = [at for at, result in enumerate(results) if result is None]
-    sweep(file for at in todo for file in (*jobs[at].outputs, states.file(jobs[at].name)))
+    todo = [at for at, result in enumerate(results) if result is None or jobs[at].missing(result)]
+    sweep(file for at in todo for file in (*jobs[at].outputs, *jobs[at].derived, states.file(jobs[at].name)))
     if len(todo) < len(jobs) and not json:
         typer.echo(f"{len(jobs) - len(todo):,} of {len(jobs):,} were done before and are skipped")
     files: tuple[str | Path, ...] = ()
@@ -371,16 +379,23 @@ def do_jobs(
             warnings.showwarning = gather
             for at in todo:
                 job, files = jobs[at], jobs[at].files
+                result, results[at] = results[at], None
                 try:
-                    states.begin(job.name)
-                    result = job.work()
-                    states.finish(job.name, str(files[0]), keys[at], result)
+                    if result is None:
+                        # What was made of earlier outputs does not belong to those to come.
+                        for name in {*states.begin(job.name)} - {job.outputs[0].name}:
+                            remove(job.outputs[0].with_name(name))
+                        result = job.work()
+                        states.finish(job.name, str(files[0]), keys[at], result)
+                    if job.derive is not None and (missing := job.missing(result)):
+                        result = job.derive(result, missing)
+                        states.finish(job.name, str(files[0]), keys[at], result)
                 except Exception as error:
                     failed += 1
                     tell_error(error, files[0])
                     # Where not even this can be written, it was told; what is not done is done again.
                     with suppress(InputError, OSError):
-                        states.fail(job.name, str(files[0]), keys[at], explain(error, files[0]))
+                        states.fail(job.name, str(files[0]), keys[at], explain(error, files[0]), result)
                 else:
                     results[at] = result
                     if not json:
@@ -393,6 +408,15 @@ def do_jobs(
     _conclude([result for result in results if result is not None], json, failed)
 
 
+def _finished(job: Job, result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Give the result of a job that was finished before, with the files that are there; None if outputs are not."""
+    if result is None:
+        return None
+    folder = job.outputs[0].parent
+    there = [file for file in result["files"] if folder.joinpath(Path(file).name).exists()]
+    return {**result, "files": there} if {file.name for file in job.outputs} <= {Path(f).name for f in there} else None
+
+
 def _conclude(results: Sequence[dict[str, Any]], json: bool, failed: int) -> None:
     """Print results as JSON where that is wanted, and fail where something failed."""
     if json:
@@ -403,13 +427,13 @@ def _conclude(results: Sequence[dict[str, Any]], json: bool, failed: int) -> Non
 
 def _check_outputs(jobs: Sequence[Job]) -> None:
     """Make sure that what is written overwrites neither an input nor the output of another input."""
-    writers = Counter(path for job in jobs for path in job.outputs)
+    writers = Counter(path for job in jobs for path in (*job.outputs, *job.derived))
     names = Counter(job.name for job in jobs)
     inputs = {Path(file).resolve() for job in jobs for file in job.files}
     for job in jobs:
-        for path in job.outputs:
+        for path in (*job.outputs, *job.derived):
             if writers[path] > 1 or names[job.name] > 1:
-                twins = (other for other in jobs if path in other.outputs or other.name == job.name)
+                twins = (o for o in jobs if path in (*o.outputs, *o.derived) or o.name == job.name)
                 both = [str(other.files[0]) for other in twins][:2]
                 raise InputError(
                     f"{' and '.join(both)} would both be written to {path}; run them with different --out folders, "

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from patchtree.io.annotations import Annotations
     from patchtree.io.slides import Slide
     from patchtree.jobs import Input
+    from patchtree.runs import RunConfig
 
 # Pixels that an outline may be moved by when vertices are left out.
 _TOLERANCE = 1.0
@@ -77,9 +78,14 @@ class Wanted:
     overlay: Path | None = None
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """Give all that are written."""
-        return tuple(file for file in (self.mask, self.probabilities, self.geojson, self.overlay) if file is not None)
+    def predicted(self) -> tuple[Path, ...]:
+        """Give what the model is needed for."""
+        return tuple(file for file in (self.mask, self.probabilities) if file is not None)
+
+    @property
+    def derived(self) -> tuple[Path, ...]:
+        """Give what is made of the mask."""
+        return tuple(file for file in (self.geojson, self.overlay) if file is not None)
 
 
 @verb
@@ -145,10 +151,7 @@ def predict(
     if slides and flips:
         raise InputError(f"{slides[0].path}: --flips is for images, not for slides; predict slides without it")
     model = fingerprint({}, (run / CONFIG, run / WEIGHTS))
-    settings = {
-        "model": model, "flips": flips, "format": format.value, "min_mpp": min_mpp,
-        "wanted": [probabilities, geojson, overlay],
-    }  # fmt: skip
+    settings = {"model": model, "flips": flips, "format": format.value, "min_mpp": min_mpp}
     options = {"probabilities": probabilities, "geojson": geojson, "overlay": overlay}
     jobs, missed = _image_jobs([one for one in inputs if one not in slides], predictor, out, options, flips, settings)
     for one in slides:
@@ -157,17 +160,18 @@ def predict(
         work = partial(
             predict_slide, one, predictor, wanted, model, format is Format.ome_tiff, min_mpp, workers, resume
         )
-        jobs.append(Job((one.path,), wanted.files, work, {**settings, "mpp": one.mpp}))
+        derive = partial(derive_from_slide, one, predictor.config.labels, wanted)
+        jobs.append(Job((one.path,), wanted.predicted, work, {**settings, "mpp": one.mpp}, wanted.derived, derive))
     do_jobs("Predicting", jobs, out, _describe, json, failed + missed, resume, num_parts, part_id)
 
 
 def predict_image(files: Sequence[Path], predictor: Predictor, wanted: Wanted, flips: bool = False) -> dict[str, Any]:
-    """Predict one image and write what was asked for.
+    """Predict one image, and write its mask and, where that was asked for, its probabilities.
 
     Args:
         files: the image, or its channels.
         predictor: a loaded run.
-        wanted: where what goes.
+        wanted: where they go.
         flips: average over flipped images.
 
     Returns:
@@ -176,10 +180,7 @@ def predict_image(files: Sequence[Path], predictor: Predictor, wanted: Wanted, f
     import numpy as np
 
     from patchtree.datasets import read_channels
-    from patchtree.io.annotations import write_annotations
-    from patchtree.io.colours import class_colours
     from patchtree.io.images import write_image, write_mask
-    from patchtree.io.outlines import outline
 
     started = perf_counter()
     image = read_channels(files, at_least=predictor.config.channels)
@@ -195,18 +196,44 @@ def predict_image(files: Sequence[Path], predictor: Predictor, wanted: Wanted, f
     if wanted.probabilities is not None:
         write_image(wanted.probabilities, shares)
     write_mask(wanted.mask, ids)
-    if wanted.geojson is not None:
-        write_annotations(wanted.geojson, outline([ids], _outlined(labels), class_colours(labels), _TOLERANCE))
-    if wanted.overlay is not None:
-        write_image(wanted.overlay, _tint(image, ids, labels))
     pixels = np.bincount(ids.reshape(-1), minlength=len(labels))
     return {
         "image": str(files[0]),
         "shape": list(image.shape),
         "pixels": {name: int(pixels[label]) for name, label in labels.items()},
         "seconds": perf_counter() - started,
-        "files": [str(file) for file in wanted.files],
+        "files": [str(file) for file in wanted.predicted],
     }
+
+
+def derive_from_image(
+    files: Sequence[Path], config: RunConfig, wanted: Wanted, result: dict[str, Any], missing: Sequence[Path]
+) -> dict[str, Any]:
+    """Write what is made of the mask of an image.
+
+    Args:
+        files: the image, or its channels.
+        config: of the run.
+        wanted: where the mask is and what goes where.
+        result: what `predict_image` gave.
+        missing: what of it to write.
+
+    Returns:
+        What ``predict --json`` prints of an image.
+    """
+    from patchtree.datasets import read_channels
+    from patchtree.io.annotations import write_annotations
+    from patchtree.io.colours import class_colours
+    from patchtree.io.images import read_mask, write_image
+    from patchtree.io.outlines import outline
+
+    started = perf_counter()
+    ids, labels = read_mask(wanted.mask), config.labels
+    if wanted.geojson is not None and wanted.geojson in missing:
+        write_annotations(wanted.geojson, outline([ids], _outlined(labels), class_colours(labels), _TOLERANCE))
+    if wanted.overlay is not None and wanted.overlay in missing:
+        write_image(wanted.overlay, _tint(read_channels(files, at_least=config.channels), ids, labels))
+    return _with_files(result, missing, started)
 
 
 def predict_slide(
@@ -219,12 +246,12 @@ def predict_slide(
     workers: int | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Predict one slide and write what was asked for.
+    """Predict one slide, and write its mask and, where that was asked for, its probabilities.
 
     Args:
         source: the slide.
         predictor: a loaded run.
-        wanted: where what goes.
+        wanted: where they go.
         model: tells the run apart from others.
         ome: write the mask as OME-TIFF.
         min_mpp: micrometres a pixel of the finest patches.
@@ -234,15 +261,11 @@ def predict_slide(
     Returns:
         What ``predict --json`` prints of a slide.
     """
-    from patchtree.io.annotations import write_annotations
-    from patchtree.io.images import write_image
     from patchtree.io.slides import need_mpp, open_slide
     from patchtree.jobs import fingerprint
     from patchtree.slide_inference import predict_slide
-    from patchtree.slides.thumbnail import thumbnail
 
     started = perf_counter()
-    labels = predictor.config.labels
     with open_slide(source.path, source.mpp) as slide:
         mpp = need_mpp(slide, "its mask has none")
         _compare_mpp(slide, predictor.config.mpp, min_mpp)
@@ -257,12 +280,6 @@ def predict_slide(
             workers=workers,
             resume=resume,
         )
-        with open_slide(wanted.mask) as mask:
-            if wanted.geojson is not None:
-                write_annotations(wanted.geojson, _outline(mask, labels))
-            if wanted.overlay is not None:
-                picture = thumbnail(slide, _PICTURE_SIDE)
-                write_image(wanted.overlay, _tint(picture, thumbnail_ids(mask, picture.shape[:2]), labels))
         return {
             "image": slide.path,
             "kind": slide.kind,
@@ -270,8 +287,39 @@ def predict_slide(
             "mpp": None if mpp is None else list(mpp),
             **found,
             "seconds": perf_counter() - started,
-            "files": [str(file) for file in wanted.files],
+            "files": [str(file) for file in wanted.predicted],
         }
+
+
+def derive_from_slide(
+    source: Input, labels: Mapping[str, int], wanted: Wanted, result: dict[str, Any], missing: Sequence[Path]
+) -> dict[str, Any]:
+    """Write what is made of the mask of a slide.
+
+    Args:
+        source: the slide.
+        labels: name to id.
+        wanted: where the mask is and what goes where.
+        result: what `predict_slide` gave.
+        missing: what of it to write.
+
+    Returns:
+        What ``predict --json`` prints of a slide.
+    """
+    from patchtree.io.annotations import write_annotations
+    from patchtree.io.images import write_image
+    from patchtree.io.slides import open_slide
+    from patchtree.slides.thumbnail import thumbnail
+
+    started = perf_counter()
+    with open_slide(wanted.mask) as mask:
+        if wanted.geojson is not None and wanted.geojson in missing:
+            write_annotations(wanted.geojson, _outline(mask, labels))
+        if wanted.overlay is not None and wanted.overlay in missing:
+            with open_slide(source.path, source.mpp) as slide:
+                picture = thumbnail(slide, _PICTURE_SIDE)
+            write_image(wanted.overlay, _tint(picture, thumbnail_ids(mask, picture.shape[:2]), labels))
+    return _with_files(result, missing, started)
 
 
 def thumbnail_ids(mask: Slide, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -308,7 +356,9 @@ def _image_jobs(
             tell_error(error)
             continue
         wanted = _wanted(out, name, suffix, options, ".tif")
-        jobs.append(Job(files, wanted.files, partial(predict_image, files, predictor, wanted, flips), settings))
+        work = partial(predict_image, files, predictor, wanted, flips)
+        derive = partial(derive_from_image, files, predictor.config, wanted)
+        jobs.append(Job(files, wanted.predicted, work, settings, wanted.derived, derive))
     return jobs, missed
 
 
@@ -319,6 +369,12 @@ def _wanted(out: Path, name: str, suffix: str, options: Mapping[str, bool], prob
         out / f"{name}.geojson" if options["geojson"] else None,
         out / f"{name}_overlay.png" if options["overlay"] else None,
     )
+
+
+def _with_files(result: Mapping[str, Any], more: Sequence[Path], started: float) -> dict[str, Any]:
+    """Add files, and the time that they took, to what is told of an input."""
+    files = [*result["files"], *map(str, more)]
+    return {**result, "seconds": result["seconds"] + perf_counter() - started, "files": files}
 
 
 def _compare_mpp(slide: Slide, trained: float | None, min_mpp: float | None) -> None:
