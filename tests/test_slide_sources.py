@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -131,6 +132,97 @@ def test_what_cannot_be_trained_on(data: Path, tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"b.tif: has 3 channels of uint8, a.svs 1 channel of uint16"),
     ):
         check_slides(find_data(data))
+
+
+def drawn_set(data: Path, names: str, *polygons: Polygon, **more: object) -> Path:
+    """Give slides annotations in place of masks, and dataset.json more keys."""
+    (data / "annotations").mkdir(exist_ok=True)
+    for name in names:
+        (data / "masks" / f"{name}.tif").unlink()
+        write_annotations(data / "annotations" / f"{name}.json", Annotations(polygons))
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "stained": 1}, **more}))
+    return data
+
+
+def square(label: str, low: int, high: int) -> Polygon:
+    return Polygon(label, (np.array([(low, low), (high, low), (high, high), (low, high)], float),))
+
+
+def test_names_in_annotations_may_be_others(data: Path) -> None:
+    polygons = square("_0", 0, 400), square("_2", 100, 200), square("_1", 600, 700)
+    names = {"_0": "stained", "_1": "stained", "_2": "background"}
+    dataset = find_data(drawn_set(data, "a", *polygons, annotations=names))
+    assert check_slides(dataset) is None
+    assert look_at(dataset)[0].pixels[1] == pytest.approx(400**2, rel=0.05)
+
+
+def test_the_order_of_drawing_may_be_told(data: Path) -> None:
+    polygons = square("background", 100, 200), square("stained", 0, 400)
+    dataset = find_data(drawn_set(data, "a", *polygons, draw_order=["stained", "background"]))
+    assert look_at(dataset)[0].pixels[1] == pytest.approx(400**2 - 100**2, rel=0.05)
+    (data / "dataset.json").write_text('{"labels": {"background": 0, "stained": 1}}')
+    assert look_at(find_data(data))[0].pixels[1] == pytest.approx(400**2, rel=0.05)
+
+
+def test_what_qupath_ignores_or_leaves_unclassified(data: Path) -> None:
+    polygons = square("Unclassified", 0, 1000), square("stained", 0, 400), square("Ignore*", 300, 500)
+    dataset = find_data(drawn_set(data, "ab", *polygons, square("Region*", 0, 900)))
+    with pytest.warns(UserWarning, match=r"/a.json and 1 more: annotations without a class are left out, 4 in all$"):
+        _, pixels = survey_slides(dataset)
+    assert pixels["stained"] == pytest.approx(2 * (400**2 - 100**2), rel=0.05)
+    assert pixels["background"] == pytest.approx(2 * (1100 * 1300 - 400**2 - 200**2 + 100**2), rel=0.05)
+    source = look_at(dataset)[0]
+    assert source.drawing is not None
+    assert (source.drawing.ids((350, 350, 360, 360)) == source.ignore).all()
+
+
+def test_classes_are_not_what_tells_none(data: Path) -> None:
+    drawn_set(data, "ab", square("Tumor", 0, 400), square("Ignore*", 300, 500), square("Unclassified", 0, 500))
+    (data / "dataset.json").unlink()
+    assert find_data(data).labels == {"background": 0, "Tumor": 1}
+    for name in "ab":
+        write_annotations(data / "annotations" / f"{name}.json", Annotations((square("Unclassified", 0, 500),)))
+    with pytest.raises(InputError, match=r"annotations: no annotation tells a class; draw polygons with classes"):
+        find_data(data)
+
+
+GROUPS = """<ASAP_Annotations><Annotations><Annotation Type="Polygon" PartOfGroup="child"><Coordinates>
+<Coordinate Order="0" X="0" Y="0"/><Coordinate Order="1" X="400" Y="0"/><Coordinate Order="2" X="400" Y="400"/>
+<Coordinate Order="3" X="0" Y="400"/></Coordinates></Annotation></Annotations><AnnotationGroups>
+<Group Name="child" PartOfGroup="middle"/><Group Name="middle" PartOfGroup="stained"/>
+<Group Name="stained" PartOfGroup="None"/></AnnotationGroups></ASAP_Annotations>"""
+
+
+def test_groups_in_groups(data: Path) -> None:
+    """They count as the nearest group around them that is a class."""
+    for name in "ab":
+        (data / "masks" / f"{name}.tif").unlink()
+        (data / "annotations").mkdir(exist_ok=True)
+        (data / "annotations" / f"{name}.xml").write_text(GROUPS)
+    assert look_at(find_data(data))[0].pixels[1] == pytest.approx(400**2, rel=0.05)
+    (data / "dataset.json").write_text('{"labels": {"background": 0, "stained": 1, "middle": 2}}')
+    assert look_at(find_data(data))[0].pixels[2] == pytest.approx(400**2, rel=0.05)
+    (data / "dataset.json").unlink()
+    assert find_data(data).labels == {"background": 0, "stained": 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"annotations": {"_0": "tumor"}},
+            r"have 'tumor', which is none of the labels \(background, stained, ignore\)",
+        ),
+        ({"annotations": ["_0"]}, "annotations and draw_order are none; write them as in"),
+        ({"draw_order": {"stained": 1}}, "annotations and draw_order are none; write them as in"),
+        ({"draw_order": ["stained", "stained"]}, "draw_order has a label twice"),
+        ({"draw_order": [["stained"]]}, "which is none of the labels"),
+    ],
+)
+def test_a_legend_that_is_wrong(data: Path, more: dict[str, object], message: str) -> None:
+    drawn_set(data, "a", square("stained", 0, 9), **more)
+    with pytest.raises(InputError, match=rf"dataset.json: .*{message}"):
+        find_data(data)
 
 
 def test_drawings_are_kept(data: Path) -> None:

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.errors import InputError
+from patchtree.io.annotations.legend import IGNORE, PLAIN, Legend
 from patchtree.io.images import IMAGE_SUFFIXES, image_size, read_image, read_mask
 from patchtree.io.slides import open_slide
-from patchtree.slide_sets import find_slides, label_names
+from patchtree.slide_sets import UNLABELLED, find_slides, label_names
 
+_JSON = "dataset.json"
 _LAYOUTS = (("images", "masks"), ("imagesTr", "labelsTr"))
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 # More ids than this without names are no classes but numbered objects, or grey levels.
@@ -42,6 +44,7 @@ class Pair:
         label: the class of the whole image, see `patchtree.labelled`; None where there is a mask.
         slide: the image is a slide, and the mask may be annotations: both are read part by part, see
             `patchtree.slide_sets`.
+        legend: what the classes of annotations stand for.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Pair:
     white: bool = False
     label: int | None = None
     slide: bool = False
+    legend: Legend = PLAIN
 
     def read_image(self) -> NDArray[Any]:
         """Read the image, ``(H, W)`` or ``(H, W, C)``.
@@ -136,10 +140,14 @@ def find_data(root: str | os.PathLike[str]) -> DataSet:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give one with images/ and masks/ in it")
     if slides := find_slides(root):
-        found = tuple(Pair(slide.name, slide.image, slide.labels, slide=True) for slide in slides)
-        return DataSet(root, found, *(_read_labels(root / "dataset.json") or (label_names(slides), None)))
+        labels, ignore = _read_labels(root / _JSON) or (label_names(slides), None)
+        if ignore is None and any(one.drawn for one in slides):
+            ignore = UNLABELLED
+        legend = _read_legend(root / _JSON, [*labels, IGNORE])
+        found = tuple(Pair(one.name, one.image, one.labels, slide=True, legend=legend) for one in slides)
+        return DataSet(root, found, labels, ignore)
     pairs = _find_pairs(root)
-    named = _read_labels(root / "dataset.json")
+    named = _read_labels(root / _JSON)
     if named is None:
         return _with_labels_found(root, pairs)
     labels, ignore = named
@@ -406,13 +414,31 @@ def _read_labels(path: Path) -> tuple[dict[str, int], int | None] | None:
                 f"{path}: label {name!r} has the id {label!r}; write a number of 0 to {_TOP_ID}, as in {wanted}"
             )
     classes = dict(sorted(labels.items(), key=lambda item: item[1]))
-    ignore = classes.pop("ignore", None)
+    ignore = classes.pop(IGNORE, None)
     if list(classes.values()) != list(range(len(classes))) or len(classes) < 2 or ignore in classes.values():
         raise InputError(
             f"{path}: the classes have the ids {list(classes.values())}; number two or more from 0 without gaps, "
             "and give 'ignore' an id of its own"
         )
     return classes, ignore
+
+
+def _read_legend(path: Path, labels: Sequence[str]) -> Legend:
+    """Read what the classes of annotations stand for, and their order of drawing; there need be neither."""
+    parts = _read_json(path) if path.exists() else {}
+    names, order = parts.get("annotations", {}), parts.get("draw_order", [])
+    wanted = '{"annotations": {"_0": "tumour", "_1": "tumour"}, "draw_order": ["tumour", "necrosis"]}'
+    if not isinstance(names, dict) or not isinstance(order, list):
+        raise InputError(f"{path}: annotations and draw_order are none; write them as in {wanted}")
+    for label in (*names.values(), *order):
+        if label not in labels:
+            raise InputError(
+                f"{path}: annotations or draw_order have {label!r}, which is none of the labels "
+                f"({', '.join(labels)}); write them as in {wanted}"
+            )
+    if len(set(order)) < len(order):
+        raise InputError(f"{path}: draw_order has a label twice; give each one place, as in {wanted}")
+    return Legend(tuple(names.items()), tuple(order))
 
 
 def _with_labels_found(root: Path, pairs: tuple[Pair, ...]) -> DataSet:

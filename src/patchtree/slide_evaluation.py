@@ -37,7 +37,7 @@ def evaluate_slide(predictor: InPatches, pair: Pair) -> NDArray[np.float64]:
     Raises:
         InputError: a file cannot be read, or they fit neither each other nor the run.
     """
-    labels, ignore = predictor.config.labels, predictor.config.ignore
+    labels = predictor.config.labels
     table = np.zeros(len(labels) ** 2, np.int64)
     with TemporaryDirectory() as folder, open_slide(pair.image) as slide:
         trained, here = predictor.config.mpp, mean_mpp(slide.mpp)
@@ -47,7 +47,7 @@ def evaluate_slide(predictor: InPatches, pair: Pair) -> NDArray[np.float64]:
                 "looks larger or smaller there",
                 stacklevel=2,
             )
-        known = open_labels(pair.mask, slide.shape, labels, ignore)
+        known = open_labels(pair.mask, slide.shape, labels, predictor.config.ignore, legend=pair.legend)
         out = Path(folder, "ids.tif")
         predict_slide(predictor, slide, out)
         found = TiffSlide(str(out))
@@ -56,7 +56,7 @@ def evaluate_slide(predictor: InPatches, pair: Pair) -> NDArray[np.float64]:
             for y, x in product(range(0, height, _SIDE), range(0, width, _SIDE)):
                 box = y, x, min(y + _SIDE, height), min(x + _SIDE, width)
                 true, given = known.ids(box).astype(np.int64), read_ids(found, 0, box)
-                counted = true != (-1 if ignore is None else ignore)
+                counted = true != (-1 if known.ignore is None else known.ignore)
                 table += np.bincount((true * len(labels) + given)[counted], minlength=len(table))
         finally:
             found.close()

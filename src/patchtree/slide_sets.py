@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from patchtree.errors import InputError
 from patchtree.io.annotations import Annotations, Polygon, read_annotations
+from patchtree.io.annotations.legend import IGNORE, PLAIN, Legend, class_names
 from patchtree.io.coverage import draw
 from patchtree.io.images import IMAGE_SUFFIXES
 from patchtree.io.masks import bands, read_ids
@@ -24,6 +25,8 @@ from patchtree.jobs import SLIDE_SUFFIXES
 PAIP_LABELS = {"background": 0, "viable tumour": 1}
 _TIFFS = (".tif", ".tiff")
 _DRAWN = (".geojson", ".json", ".xml")
+# The id of annotated pixels without a label where dataset.json gives none: more than there are classes.
+UNLABELLED = 65535
 # What is looked at of a slide's labels as a whole.
 _PIXELS = 1 << 24
 _WHITE = 255
@@ -42,6 +45,11 @@ class Found:
     name: str
     image: Path
     labels: Path
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the labels are annotations."""
+        return self.labels.suffix.lower() not in _TIFFS
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,31 +162,38 @@ class Drawing:
     """The labels of a slide as polygons, drawn where they are asked for.
 
     Attributes:
-        annotations: polygons in pixels of the slide.
-        labels: name to id.
+        annotations: polygons in pixels of the slide, named as the labels are.
+        labels: name to id, with that of ``ignore``.
         shape: (H, W) of the slide.
         bounds: ``(P, 4)`` y0, x0, y1, x1 of each polygon.
+        left_out: number of annotations that tell no class.
     """
 
     annotations: Annotations
     labels: Mapping[str, int]
     shape: tuple[int, int]
     bounds: NDArray[np.float64]
+    left_out: int = 0
 
     @classmethod
-    def of(cls, annotations: Annotations, labels: Mapping[str, int], shape: tuple[int, int]) -> Drawing:
+    def of(cls, annotations: Annotations, labels: Mapping[str, int], shape: tuple[int, int], legend: Legend) -> Drawing:
         """Prepare annotations.
 
         Raises:
             InputError: a class is not among the labels, or no polygon lies on the slide.
         """
+        annotations, left_out = legend.read(annotations, labels)
         outer = [polygon.rings[0][:, ::-1] for polygon in annotations.polygons]
         bounds = np.array([[*ring.min(axis=0), *ring.max(axis=0)] for ring in outer]).reshape(-1, 4)
-        draw(annotations, labels, (0, 0))
-        drawing = cls(annotations, labels, shape, bounds)
+        drawing = cls(annotations, labels, shape, bounds, left_out)
         if len(bounds) and not len(drawing._touching((0, 0, *shape))):
             raise InputError(f"{annotations.source}: no polygon lies on the slide; check that it belongs to it")
         return drawing
+
+    @property
+    def ignore(self) -> int:
+        """Id of pixels without a label."""
+        return self.labels[IGNORE]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -276,7 +291,7 @@ def label_names(found: Sequence[Found]) -> dict[str, int]:
     Raises:
         InputError: masks alone do not say what the classes are.
     """
-    masks = [one.labels for one in found if one.labels.suffix.lower() in _TIFFS]
+    masks = [one.labels for one in found if not one.drawn]
     if masks and not all(path.stem.endswith("_viable") for path in masks):
         raise InputError(
             f"{masks[0]}: what its ids mean is not known; name the classes in dataset.json beside masks/, "
@@ -284,10 +299,12 @@ def label_names(found: Sequence[Found]) -> dict[str, int]:
         )
     if masks:
         return dict(PAIP_LABELS)
-    names = {label for one in found for label in read_annotations(one.labels).labels} - {"background"}
+    annotations = [read_annotations(one.labels) for one in found]
+    names = [name for name in class_names(annotations) if name != "background"]
     if not names:
-        raise InputError(f"{found[0].labels.parent}: no annotation has an area; draw polygons with classes")
-    return {"background": 0} | {name: at for at, name in enumerate(sorted(names), 1)}
+        what = "tells a class" if any(map(len, annotations)) else "has an area"
+        raise InputError(f"{found[0].labels.parent}: no annotation {what}; draw polygons with classes")
+    return {"background": 0} | {name: at for at, name in enumerate(names, 1)}
 
 
 def open_labels(
@@ -296,23 +313,25 @@ def open_labels(
     labels: Mapping[str, int],
     ignore: int | None = None,
     white: bool | None = None,
+    legend: Legend = PLAIN,
 ) -> Labels:
     """Open the labels of a slide.
 
     Args:
         path: a TIFF of class ids, of the slide's size or a whole number of times smaller; or annotations.
         shape: (H, W) of the slide.
-        labels: name to id: 0, 1, ... without gaps. Annotations of class ``"ignore"`` have the id to ignore.
-        ignore: id of pixels without a label.
+        labels: name to id: 0, 1, ... without gaps.
+        ignore: id of pixels without a label; those of annotations have `UNLABELLED` where none is given.
         white: the mask holds 0 and 255; None looks.
+        legend: what the classes of annotations stand for.
 
     Raises:
         InputError: the file cannot be read, the mask is of another size, or a class is not among the labels.
     """
     path = os.fspath(path)
     if Path(path).suffix.lower() not in _TIFFS:
-        names = dict(labels) | ({} if ignore is None else {"ignore": ignore})
-        return Drawing.of(read_annotations(path), names, shape)
+        names = {**labels, IGNORE: UNLABELLED if ignore is None else ignore}
+        return Drawing.of(read_annotations(path), names, shape, legend)
     from patchtree.io.slides.through_tifffile import TiffSlide
 
     file = TiffSlide(path)

@@ -132,6 +132,11 @@ def survey_slides(dataset: DataSet) -> tuple[list[str], dict[str, int]]:
         having = [source.pair.mask for source in sources if note in source.notes]
         more = f" and {len(having) - 1} more" if len(having) > 1 else ""
         warnings.warn(f"{having[0]}{more}: {note}", stacklevel=2)
+    drawn = {source.pair.mask: source.drawing.left_out for source in sources if source.drawing is not None}
+    if left_out := sum(drawn.values()):
+        having = [path for path, count in drawn.items() if count]
+        more = f" and {len(having) - 1} more" if len(having) > 1 else ""
+        warnings.warn(f"{having[0]}{more}: annotations without a class are left out, {left_out:,} in all", stacklevel=2)
     sizes = {source.name: mean_mpp(source.mpp) for source in sources}
     known = {name: size for name, size in sizes.items() if size is not None}
     if 0 < len(known) < len(sizes):
@@ -173,7 +178,7 @@ def _look_at(dataset: DataSet, pair: Pair) -> SlideSource:
 def _look(pair: Pair, names: tuple[tuple[str, int], ...], ignore: int | None, changed: tuple[int, ...]) -> SlideSource:
     labels = dict(names)
     with open_slide(pair.image) as slide:
-        known = open_labels(pair.mask, slide.shape, labels, ignore)
+        known = open_labels(pair.mask, slide.shape, labels, ignore, legend=pair.legend)
         try:
             ids, scale = known.coarse()
         finally:

@@ -16,9 +16,10 @@ __all__ = ["Annotations", "Polygon", "read_annotations", "write_annotations"]
 def read_annotations(path: str | os.PathLike[str]) -> Annotations:
     """Read polygons with classes: GeoJSON, ASAP XML or Aperio ImageScope XML, told apart by what they are.
 
-    QuPath's classifications, ASAP's groups and ImageScope's layers are classes. ASAP's groups are drawn in the file's
-    order of groups, all else in the order of the file; later ones cover earlier ones. ImageScope's negative regions are
-    holes. Points, lines, arrows and rulers are passed over, and a warning counts them.
+    QuPath's classifications, ASAP's groups and ImageScope's layers are classes; of groups in groups the innermost.
+    ASAP's groups are drawn in the file's order of groups, all else in the order of the file; later ones cover earlier
+    ones. ImageScope's negative regions are holes. Points, lines, arrows and rulers are passed over, and a warning
+    counts them.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "slide.geojson"

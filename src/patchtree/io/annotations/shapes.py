@@ -51,11 +51,13 @@ class Annotations:
         polygons: in the order in which they are drawn.
         colours: of classes, red, green and blue from 0 to 255; a class need not have one.
         source: the file, for messages.
+        groups: of classes that are groups in groups, those around them, the nearest first.
     """
 
     polygons: tuple[Polygon, ...]
     colours: dict[str, Colour] = field(default_factory=dict)
     source: str = "annotations"
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.polygons)
@@ -84,11 +86,12 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One annotation as a file has it, not checked yet: a class and rings, closed or not."""
+    """One annotation as a file has it, not checked yet: a class, rings, closed or not, and the groups around it."""
 
     label: str
     rings: Sequence[ArrayLike]
     colour: Colour | None = None
+    groups: tuple[str, ...] = ()
 
 
 def assemble(source: str, drawn: Iterable[Drawn], closed: bool = False) -> Annotations:
@@ -102,6 +105,7 @@ def assemble(source: str, drawn: Iterable[Drawn], closed: bool = False) -> Annot
     """
     polygons: list[Polygon] = []
     colours: dict[str, Colour] = {}
+    groups: dict[str, tuple[str, ...]] = {}
     empty = unclosed = 0
     for one in drawn:
         rings = []
@@ -119,12 +123,14 @@ def assemble(source: str, drawn: Iterable[Drawn], closed: bool = False) -> Annot
             polygons.append(Polygon(one.label, tuple(rings)))
         if one.colour is not None:
             colours.setdefault(one.label, one.colour)
+        if one.groups:
+            groups[one.label] = one.groups
     if empty:
         warnings.warn(f"{source}: {empty} outlines without an area are left out", stacklevel=3)
     if unclosed:
         warnings.warn(f"{source}: {unclosed} rings are not closed; a straight line closes them", stacklevel=3)
     _warn_of_crossings(source, polygons)
-    return Annotations(tuple(polygons), colours, source)
+    return Annotations(tuple(polygons), colours, source, groups)
 
 
 def ring_area(ring: NDArray[np.float64]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,6 +13,7 @@ from patchtree.errors import InputError
 from patchtree.io.annotations.shapes import UNCLASSIFIED, Drawn, ring_area
 from patchtree.io.colours import Colour
 
+_NONE = "None"  # ASAP's word for no group
 _ASAP_AREAS = ("Polygon", "Spline", "Rectangle")
 _FREEHAND, _RECTANGLE, _ELLIPSE = "0", "1", "2"
 _ELLIPSE_ERROR = 0.1  # pixels between an ellipse and the polygon that stands for it
@@ -40,6 +41,7 @@ def read(source: str, data: bytes) -> tuple[list[Drawn], int]:
 
 def _asap(source: str, root: ElementTree.Element) -> tuple[list[Drawn], int]:
     """ASAP: a group is a class, and groups are drawn in the order in which the file lists them."""
+    around = {group.get("Name", ""): group.get("PartOfGroup", _NONE) for group in root.iterfind(".//Group")}
     colours = {group.get("Name", ""): _hex(group.get("Color")) for group in root.iterfind(".//Group")}
     order = {name: place for place, name in enumerate(colours)}
     found, passed = [], 0
@@ -47,12 +49,21 @@ def _asap(source: str, root: ElementTree.Element) -> tuple[list[Drawn], int]:
         if annotation.get("Type") not in _ASAP_AREAS:
             passed += 1
             continue
-        group = annotation.get("PartOfGroup", "None")
+        group = annotation.get("PartOfGroup", _NONE)
         points = sorted(annotation.iterfind(".//Coordinate"), key=lambda point: _number(source, point, "Order"))
         colour = colours.get(group) or _hex(annotation.get("Color"))
-        label = UNCLASSIFIED if group == "None" else group
-        found.append((order.get(group, -1), Drawn(label, [_points(source, points)], colour)))
+        label = UNCLASSIFIED if group == _NONE else group
+        drawn = Drawn(label, [_points(source, points)], colour, _groups_around(group, around))
+        found.append((order.get(group, -1), drawn))
     return [one for _, one in sorted(found, key=lambda pair: pair[0])], passed
+
+
+def _groups_around(group: str, around: Mapping[str, str]) -> tuple[str, ...]:
+    """List the groups that a group lies in, the nearest first."""
+    found: list[str] = []
+    while (group := around.get(group, _NONE)) != _NONE and group not in found:
+        found.append(group)
+    return tuple(found)
 
 
 def _imagescope(source: str, root: ElementTree.Element) -> tuple[list[Drawn], int]:
