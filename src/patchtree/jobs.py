@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from patchtree.errors import InputError
 from patchtree.files import replacing
 from patchtree.io.images import IMAGE_SUFFIXES
+from patchtree.io.paip import without_masks
 from patchtree.io.slides import is_slide
 from patchtree.io.slides.source import is_url
 from patchtree.tables import read_table
@@ -239,16 +240,17 @@ def _expand(path: str) -> list[str]:
 
 
 def _open_folder(path: str) -> list[str]:
-    """List the images and slides in a folder; anything else stands for itself."""
+    """List the images and slides in a folder, but no masks beside PAIP's slides; anything else stands for itself."""
     if not os.path.isdir(path) or is_slide(path):
         return [str(Path(path))]
-    return sorted(
-        str(Path(path, entry.name))
+    names = (
+        entry.name
         for entry in os.scandir(path)
         if not entry.name.startswith(".")
         and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES + SLIDE_SUFFIXES
         and entry.is_dir() == (Path(entry.name).suffix.lower() == ".zarr")
     )
+    return sorted(str(Path(path, name)) for name in without_masks(names))
 
 
 def _read_row(manifest: Path, line: int, row: Mapping[str | None, Any]) -> Input:

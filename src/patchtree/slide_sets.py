@@ -17,7 +17,7 @@ from patchtree.io.annotations.legend import IGNORE, PLAIN, Legend, class_names
 from patchtree.io.coverage import draw
 from patchtree.io.images import IMAGE_SUFFIXES
 from patchtree.io.masks import bands, read_ids
-from patchtree.io.paip import find_cases
+from patchtree.io.paip import find_cases, holds_cases
 from patchtree.io.slides import Slide, is_slide
 from patchtree.io.slides.base import Box
 from patchtree.jobs import SLIDE_SUFFIXES
@@ -250,7 +250,7 @@ def find_slides(root: Path) -> tuple[Found, ...]:
     """
     images = root / "images"
     if not images.is_dir():
-        paip = not (root / "imagesTr").is_dir() and any(root.rglob("*_viable.tif*"))
+        paip = not (root / "imagesTr").is_dir() and holds_cases(root)
         return tuple(Found(case.name, case.slide, case.viable) for case in find_cases(root)) if paip else ()
     files = sorted(path for path in images.iterdir() if not path.name.startswith("."))
     slides = {path.stem: path for path in files if _looks_like_slide(path)}

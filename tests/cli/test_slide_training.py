@@ -111,6 +111,26 @@ def test_info_tells_of_a_data_set_of_slides(run: Run, made: Path) -> None:
     assert 0.01 < told["shares"]["stained"] < 0.2
 
 
+def test_a_folder_of_paip_is_data_and_its_slides_are_what_is_worked_on(run: Run, made: Path, tmp_path: Path) -> None:
+    paip = tmp_path / "paip"
+    paip.mkdir()
+    for name in "ab":
+        shutil.copy(made / "images" / f"{name}.tif", paip / f"{name}.svs")
+        for part in ("viable", "whole"):
+            shutil.copy(made / "masks" / f"{name}.tif", paip / f"{name}_{part}.tif")
+    result = run("info", paip, "--json")
+    assert (result.code, result.err) == (0, "")
+    assert (result.json[0]["kind"], result.json[0]["images"]) == ("data", 2)
+    assert list(result.json[0]["labels"]) == ["background", "viable tumour"]
+    done = run("patch", paip, "--out", tmp_path / "out", "--budget", 50, "--detail", "residual", "--json").json
+    assert [Path(one["image"]).name for one in done] == ["a.svs", "b.svs"]
+    # A mask that is named is patched.
+    [one] = run("patch", paip / "a_whole.tif", "--out", tmp_path / "out", "--budget", 50, "--json").json
+    assert Path(one["image"]).name == "a_whole.tif"
+    # Beside the states of what was written, outputs are outputs.
+    assert "outputs" in run("info", tmp_path / "out").out
+
+
 def test_the_layout_of_paip_and_smaller_masks(run: Run, made: Path, tmp_path: Path) -> None:
     for name in "ab":
         shutil.copy(made / "images" / f"{name}.tif", tmp_path / f"{name}.svs")

@@ -65,6 +65,7 @@ def info(
 
 def _reader(path: str) -> Callable[[str], dict[str, Any]]:
     """Choose how to read a file or a folder by what it is; a damaged slide by its suffix."""
+    from patchtree.io.paip import holds_cases
     from patchtree.io.slides import is_slide
     from patchtree.jobs import SLIDE_SUFFIXES, States
     from patchtree.runs import CONFIG
@@ -74,7 +75,9 @@ def _reader(path: str) -> Callable[[str], dict[str, Any]]:
     if Path(path).is_dir():
         if any(Path(path, name).is_dir() for name in ("images", "imagesTr")):
             return _data
-        return _outputs if States.find(path) and not Path(path, CONFIG).exists() else _run
+        if Path(path, CONFIG).exists():
+            return _run
+        return _outputs if States.find(path) else _data if holds_cases(path) else _run
     head = b""
     if Path(path).is_file():
         with suppress(OSError), Path(path).open("rb") as file:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from patchtree.errors import InputError
 
-_VIABLE, _WHOLE = "_viable", "_whole"
+_SLIDE, _VIABLE, _WHOLE = ".svs", "_viable", "_whole"
+_MASKS = tuple(part + suffix for part in (_VIABLE, _WHOLE) for suffix in (".tif", ".tiff"))
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,26 @@ class Case:
     viable: Path
     whole: Path | None = None
     annotations: Path | None = None
+
+
+def holds_cases(root: str | os.PathLike[str]) -> bool:
+    """Whether there is a mask of a case in a folder or the folders in it."""
+    return any(Path(root).rglob(f"*{_VIABLE}.tif*"))
+
+
+def without_masks(names: Iterable[str]) -> list[str]:
+    """Leave out the masks of cases from the names of a folder's files.
+
+    >>> without_masks(["01.SVS", "01_viable.tif", "01_whole.tif", "02_viable.tif"])
+    ['01.SVS', '02_viable.tif']
+    """
+    names = list(names)
+    known = {name.lower() for name in names}
+
+    def is_mask(name: str) -> bool:
+        return any(name.endswith(end) and name.removesuffix(end) + _SLIDE in known for end in _MASKS)
+
+    return [name for name in names if not is_mask(name.lower())]
 
 
 def find_cases(root: str | os.PathLike[str]) -> tuple[Case, ...]:
@@ -57,7 +79,7 @@ def find_cases(root: str | os.PathLike[str]) -> tuple[Case, ...]:
     }
     cases = []
     for (folder, name, suffix), slide in files.items():
-        if suffix != ".svs":
+        if suffix != _SLIDE:
             continue
         viable, whole = (
             files.get((folder, name + part, ".tif")) or files.get((folder, name + part, ".tiff"))
