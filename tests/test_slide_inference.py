@@ -171,6 +171,22 @@ def test_any_number_of_workers_gives_the_same_bytes(slide: FakeSlide, tokens: in
         np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
+def test_how_far_it_is_is_told(slide: FakeSlide, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    options: dict[str, Any] = {"tokens": TOKENS, "probabilities": tmp_path / "ids.zarr"}
+    with pytest.raises(KeyboardInterrupt):
+        predict_slide(Identity(fails_at=2), slide, tmp_path / "ids.tif", **options)
+    found = predict_slide(
+        Identity(), slide, tmp_path / "ids.tif", resume=True, progress=lambda *now: told.append(now), **options
+    )
+    steps = {what: [now[1:] for now in told if now[0] == what] for what, _, _ in told}
+    assert list(steps) == ["windows", "writing", "probabilities"]
+    assert steps["windows"] == [(done, found["windows"]) for done in range(2, found["windows"] + 1)]
+    for what in ("writing", "probabilities"):
+        total = steps[what][0][1]
+        assert steps[what] == [(done, total) for done in range(1, total + 1)]
+
+
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_a_run_that_was_stopped_goes_on_without_doing_a_window_twice(
     slide: FakeSlide, probabilities: bool, tmp_path: Path

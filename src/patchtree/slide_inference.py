@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from patchtree.errors import InputError
 from patchtree.files import replacing
 from patchtree.foveate import Window, merge, plan_windows
 from patchtree.io.colours import class_colours
-from patchtree.io.probabilities import write_probabilities
+from patchtree.io.probabilities import BLOCK, write_probabilities
 from patchtree.io.pyramids import TILE, write_class_map
 from patchtree.io.regions import Regions
 from patchtree.io.slides import Slide
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+Progress = Callable[[str, int, int], None]
+Read = Callable[[int, int, int, int], NDArray[Any]]
 
 # The most tokens of a sequence.
 TOKENS = 4096
@@ -99,7 +103,7 @@ def predict_slide(
     tokens: int = TOKENS,
     workers: int | None = None,
     resume: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Predict the class of every pixel of a slide, and write the ids as a pyramid of the slide's size.
 
@@ -121,7 +125,8 @@ def predict_slide(
         tokens: the most of a sequence.
         workers: threads that read and paint; None: one a core. The result does not depend on it.
         resume: go on with what is there.
-        progress: told the number of windows done and that of all.
+        progress: told ``"windows"``, the number of those done and that of all; then, likewise, of the parts of the
+            output, ``"writing"`` and ``"probabilities"``.
 
     Returns:
         ``windows`` (their number), ``tissue`` (share of the area), ``pixels`` (of each class name).
@@ -145,15 +150,16 @@ def predict_slide(
         work = _Work(plan, regions, predictor.smooth, pool, probabilities is not None)
         todo = work.todo()
         total = len(plan.windows)
-        for at, patches in zip(todo, _ahead(lambda at: view.patches(plan.windows[at]), todo), strict=True):
+        progress("windows", total - len(todo), total)
+        ready = _ahead(lambda at: view.patches(plan.windows[at]), todo)
+        for done, (at, patches) in enumerate(zip(todo, ready, strict=True), total - len(todo) + 1):
             work.finish(at, patches.tree, predictor.in_patches(patches))
             _give_back()
-            if progress is not None:
-                progress(total - len(todo) + 1 + todo.index(at), total)
+            progress("windows", done, total)
         work.finish_regions()
-        counts = work.write(out, slide.mpp, ome, classes)
+        counts = work.write(out, slide.mpp, ome, classes, progress)
         if probabilities is not None:
-            work.write_probabilities(Path(probabilities), slide.mpp, config.labels)
+            work.write_probabilities(Path(probabilities), slide.mpp, config.labels, progress)
     regions.remove()
     return {
         "windows": total,
@@ -249,7 +255,9 @@ class _Work:
             self._layers.pop(at, None)
             self._file(at).unlink(missing_ok=True)
 
-    def write(self, out: Path, mpp: tuple[float, float] | None, ome: bool, classes: int) -> list[int]:
+    def write(
+        self, out: Path, mpp: tuple[float, float] | None, ome: bool, classes: int, progress: Progress
+    ) -> list[int]:
         """Write the output; gives the pixels of each class."""
         height, width = self.regions.shape
         counts = np.zeros(classes, np.int64)
@@ -274,11 +282,14 @@ class _Work:
         rows = _SIDE if self.kept else max(1, _BAND // (TILE * width)) * TILE
         bands = [(top, 0, min(top + rows, height), width) for top in range(0, height, rows)]
         with closing(_ahead(rows_of, bands)) as ready:
-            write_class_map(out, (height, width), lambda *_: next(ready), self.regions.dtype, mpp, ome, rows)
+            read = _counted(lambda *_: next(ready), "writing", len(bands), progress)
+            write_class_map(out, (height, width), read, self.regions.dtype, mpp, ome, rows)
         counts[0] = height * width - counts[1:].sum()
         return [int(count) for count in counts]
 
-    def write_probabilities(self, out: Path, mpp: tuple[float, float] | None, labels: dict[str, int]) -> None:
+    def write_probabilities(
+        self, out: Path, mpp: tuple[float, float] | None, labels: dict[str, int], progress: Progress
+    ) -> None:
         """Write the probabilities of all classes."""
 
         def read(y0: int, x0: int, y1: int, x1: int) -> NDArray[np.float32]:
@@ -290,7 +301,9 @@ class _Work:
             glass[..., 0] = 1
             return glass
 
-        write_probabilities(out, self.regions.shape, read, list(labels), class_colours(labels), mpp)
+        blocks = math.prod(-(-length // BLOCK) for length in self.regions.shape)
+        counted = _counted(read, "probabilities", blocks, progress)
+        write_probabilities(out, self.regions.shape, counted, list(labels), class_colours(labels), mpp)
 
     def _missing(self) -> list[int]:
         return sorted(self.windows_of.keys() - self.done_regions)
@@ -369,6 +382,20 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):  # another C library
         return
+
+
+def _counted(read: Read, what: str, total: int, progress: Progress) -> Read:
+    """Tell how often something was read."""
+    done = 0
+
+    def counted(y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        nonlocal done
+        part = read(y0, x0, y1, x1)
+        done += 1
+        progress(what, done, total)
+        return part
+
+    return counted
 
 
 def _ahead(work: Callable[[T], U], items: Sequence[T]) -> Generator[U]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -235,6 +236,48 @@ def test_the_bar_waits_two_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=5)
         assert not thread.is_alive()
+
+
+def test_the_bar_shows_how_far_an_input_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(common, "_BAR_AFTER", 0)
+    with common.progress("Predicting", 2) as step:
+        for done in range(5):
+            step("a.svs, windows", done + 3, 9)
+            time.sleep(0.05)
+        time.sleep(0.3)
+        bar = capsys.readouterr().err
+        step()
+        time.sleep(0.3)
+        assert "a.svs" not in capsys.readouterr().err
+    assert "a.svs, windows" in bar
+    assert "7/9" in bar
+    last = bar[bar.rindex("7/9") :]
+    assert re.search(r"0:00:00\S* \S*0:00:0[01]", last), last  # since it began, and left
+
+
+def test_a_line_now_and_then_where_no_terminal_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(common, "monotonic", lambda: now)
+    with common.progress("Predicting", 12) as step:
+        for _ in range(4):
+            now += 10
+            step()
+        for done in range(100, 151):
+            step("a.svs, windows", done, 1000)
+            now += 3
+        now += 30
+        step("a.svs, writing", 0, 8)
+        step()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Predicting: 3 of 12, 0:01:30 left"
+    assert lines[1] == "Predicting: 4 of 12; a.svs, windows: 107 of 1,000, 0:44:39 left"
+    assert len(lines) == 1 + 5 + 1
+    assert lines[-1] == "Predicting: 4 of 12; a.svs, writing: 0 of 8"
 
 
 def test_no_bar_where_no_terminal_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ def read(y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probabilities, "_BLOCK", 512)
+    monkeypatch.setattr(probabilities, "BLOCK", 512)
 
 
 def digest(folder: Path) -> list[tuple[str, str]]:

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, Protocol
 
 import typer
 
@@ -32,6 +34,7 @@ DEBUG: ContextVar[bool] = ContextVar("DEBUG", default=False)
 
 # A bar that is gone before it can be read only flickers.
 _BAR_AFTER = 2.0
+_LINE_EVERY = 30.0
 # What other packages tell their developers.
 _QUIET = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
 
@@ -216,21 +219,30 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
+class Step(Protocol):
+    """Tells how far a job is: called without arguments when an input is done, else with how much of one is."""
+
+    def __call__(self, what: str = "", done: int = 0, total: int = 0) -> None:
+        """Show it: such as 3 of 40 of the windows of an input."""
+
+
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr after two seconds, if stderr is a terminal; gives a function to call after each step.
+def progress(label: str, total: int) -> Iterator[Step]:
+    """Show a bar on stderr after two seconds; if stderr is no terminal, a line every 30 s.
 
     >>> with progress("cutting", total=2) as step:
+    ...     step("a.svs, windows", 3, 40)
     ...     step()
     """
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield _lines(label, total)
         return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -245,18 +257,59 @@ def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
         transient=True,
         # What goes to a file must not pass through the bar's terminal.
         redirect_stdout=sys.stdout.isatty(),
+        # A window or a slide may take longer than any period, and without two of them there is no speed.
+        speed_estimate_period=math.inf,
     )
     task = bar.add_task(label, total=total)
+    parts: dict[str, TaskID] = {}
+
+    def step(what: str = "", done: int = 0, total: int = 0) -> None:
+        if what in parts:
+            bar.update(parts[what], completed=done)
+            return
+        while parts:
+            bar.remove_task(parts.popitem()[1])
+        if what:
+            parts[what] = bar.add_task(f"  {what}", completed=done, total=total)
+        else:
+            bar.advance(task)
+
     timer = threading.Timer(_BAR_AFTER, bar.start)
     timer.daemon = True
     timer.start()
     try:
-        yield lambda: bar.advance(task)
+        yield step
     finally:
         timer.cancel()
         timer.join()
         if bar.live.is_started:
             bar.stop()
+
+
+def _lines(label: str, inputs: int) -> Step:
+    """Tell in a line on stderr, now and then, how far a job is: for logs."""
+    start = told = began = monotonic()
+    count = before = 0
+    part = ""
+
+    def left(since: float, done: int, total: int) -> str:
+        return f", {timedelta(seconds=round((monotonic() - since) / done * (total - done)))} left" if done else ""
+
+    def step(what: str = "", done: int = 0, total: int = 0) -> None:
+        nonlocal told, began, count, before, part
+        if what != part:
+            part, began, before = what, monotonic(), done
+        count += not what
+        if monotonic() - told < _LINE_EVERY:
+            return
+        told = monotonic()
+        line = f"{label}: {count:,} of {inputs:,}"
+        more = left(began, done - before, total - before)
+        typer.echo(
+            f"{line}; {what}: {done:,} of {total:,}{more}" if what else line + left(start, count, inputs), err=True
+        )
+
+    return step
 
 
 def gather_inputs(paths: Sequence[str] | None, manifest: Path | None) -> tuple[list[Input], int]:
@@ -283,6 +336,14 @@ def opens_as_slide(one: Input) -> bool:
     return Path(one.path).suffix.lower() not in IMAGE_SUFFIXES or is_slide(one.path)
 
 
+Report = Callable[[str, int, int], None]  # what is counted, how many are done, and of how many
+
+
+def at_once(work: Callable[[], dict[str, Any]]) -> Callable[[Report], dict[str, Any]]:
+    """Make the work of a job of what does not tell how far it is."""
+    return lambda _: work()
+
+
 @dataclass(frozen=True)
 class Job:
     """One image of many, and what is to be done to it.
@@ -290,7 +351,7 @@ class Job:
     Attributes:
         files: the image, or its channels.
         outputs: what `work` writes, all in one folder; its state is kept under the name of the first.
-        work: does it; gives what ``--json`` prints, with ``files``: what was written.
+        work: does it, and may tell how far it is; gives what ``--json`` prints, with ``files``: what was written.
         settings: what the outputs depend on, in values that JSON knows.
         derived: what can be made of the outputs alone.
         derive: makes some of `derived`; takes what `work` gave and gives what ``--json`` prints.
@@ -298,7 +359,7 @@ class Job:
 
     files: tuple[str | Path, ...]
     outputs: tuple[Path, ...]
-    work: Callable[[], dict[str, Any]]
+    work: Callable[[Report], dict[str, Any]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     derived: tuple[Path, ...] = ()
     derive: Callable[[dict[str, Any], Sequence[Path]], dict[str, Any]] | None = None
@@ -385,7 +446,7 @@ def do_jobs(
                         # What was made of earlier outputs does not belong to those to come.
                         for name in {*states.begin(job.name)} - {job.outputs[0].name}:
                             remove(job.outputs[0].with_name(name))
-                        result = job.work()
+                        result = job.work(functools.partial(_within, step, Path(files[0]).name))
                         states.finish(job.name, str(files[0]), keys[at], result)
                     if job.derive is not None and (missing := job.missing(result)):
                         result = job.derive(result, missing)
@@ -406,6 +467,11 @@ def do_jobs(
             more = f" and {len(images) - 1} more image{'s' if len(images) > 2 else ''}" if len(images) > 1 else ""
             warnings.warn(f"{next(iter(images))}{more}: {text}", stacklevel=2)
     _conclude([result for result in results if result is not None], json, failed)
+
+
+def _within(step: Step, name: str, what: str, done: int, total: int) -> None:
+    """Tell how far an input is."""
+    step(f"{name}, {what}", done, total)
 
 
 def _finished(job: Job, result: dict[str, Any] | None) -> dict[str, Any] | None:

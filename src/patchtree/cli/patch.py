@@ -22,6 +22,7 @@ from patchtree.cli.common import (
     PartId,
     Resume,
     Workers,
+    at_once,
     describe_mpp,
     describe_size,
     do_jobs,
@@ -108,7 +109,7 @@ def patch(
         work = partial(
             patch_input, one, patcher, *outputs, min_mpp=min_mpp, workers=workers, must_fit=patch_size is not None
         )
-        jobs.append(Job((one.path,), outputs, work, {**settings, "mpp": one.mpp}))
+        jobs.append(Job((one.path,), outputs, at_once(work), {**settings, "mpp": one.mpp}))
     do_jobs("Patching", jobs, out, _describe, json, failed, resume, num_parts, part_id)
 
 

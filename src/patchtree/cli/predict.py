@@ -25,9 +25,11 @@ from patchtree.cli.common import (
     Mpp,
     NumParts,
     PartId,
+    Report,
     Resume,
     Run,
     Workers,
+    at_once,
     describe_mpp,
     do_jobs,
     gather_inputs,
@@ -157,9 +159,8 @@ def predict(
     for one in slides:
         one = one if one.mpp is not None else replace(one, mpp=mpp)
         wanted = _wanted(out, one.name, ".ome.tif" if format is Format.ome_tiff else ".tif", options, ".zarr")
-        work = partial(
-            predict_slide, one, predictor, wanted, model, format is Format.ome_tiff, min_mpp, workers, resume
-        )
+        ome = format is Format.ome_tiff
+        work = partial(predict_slide, one, predictor, wanted, model, ome, min_mpp, workers, resume)
         derive = partial(derive_from_slide, one, predictor.config.labels, wanted)
         jobs.append(Job((one.path,), wanted.predicted, work, {**settings, "mpp": one.mpp}, wanted.derived, derive))
     do_jobs("Predicting", jobs, out, _describe, json, failed + missed, resume, num_parts, part_id)
@@ -245,6 +246,7 @@ def predict_slide(
     min_mpp: float | None = None,
     workers: int | None = None,
     resume: bool = False,
+    report: Report = lambda *_: None,
 ) -> dict[str, Any]:
     """Predict one slide, and write its mask and, where that was asked for, its probabilities.
 
@@ -257,6 +259,7 @@ def predict_slide(
         min_mpp: micrometres a pixel of the finest patches.
         workers: threads that read and paint.
         resume: go on where it was killed.
+        report: told how far it is.
 
     Returns:
         What ``predict --json`` prints of a slide.
@@ -279,6 +282,7 @@ def predict_slide(
             min_mpp=min_mpp,
             workers=workers,
             resume=resume,
+            progress=report,
         )
         return {
             "image": slide.path,
@@ -358,7 +362,7 @@ def _image_jobs(
         wanted = _wanted(out, name, suffix, options, ".tif")
         work = partial(predict_image, files, predictor, wanted, flips)
         derive = partial(derive_from_image, files, predictor.config, wanted)
-        jobs.append(Job(files, wanted.predicted, work, settings, wanted.derived, derive))
+        jobs.append(Job(files, wanted.predicted, at_once(work), settings, wanted.derived, derive))
     return jobs, missed
 
 

@@ -18,7 +18,7 @@ from patchtree.io.colours import Colour
 from patchtree.io.pyramids import TILE, Read, level_shapes
 from patchtree.io.slides.base import HOW_TO_INSTALL
 
-_BLOCK = 2048  # pixels on a side of what is asked for in one go and kept in one file
+BLOCK = 2048  # pixels on a side of what is asked for in one go and kept in one file
 _WHITE: Colour = (255, 255, 255)
 
 
@@ -62,27 +62,27 @@ def write_probabilities(
                 shape=(len(labels), *size),
                 dtype=np.uint8,
                 chunks=(1, TILE, TILE),
-                shards=(1, _BLOCK, _BLOCK),
+                shards=(1, BLOCK, BLOCK),
                 compressors=ZstdCodec(level=1),
                 fill_value=0,
                 dimension_names=("c", "y", "x"),
             )
             for level, size in enumerate(shapes)
         ]
-        for row, column in np.ndindex(*(-(-length // _BLOCK) for length in shapes[-1])):
+        for row, column in np.ndindex(*(-(-length // BLOCK) for length in shapes[-1])):
             _write_block(path, arrays, read, len(arrays) - 1, row, column)
 
 
 def _write_block(path: Path, arrays: Sequence[Any], read: Read, level: int, row: int, column: int) -> NDArray[np.uint8]:
     """Write a block of a level once those under it are, and give its values, ``(h, w, K)``."""
     classes, height, width = arrays[level].shape
-    y0, x0 = row * _BLOCK, column * _BLOCK
-    y1, x1 = min(y0 + _BLOCK, height), min(x0 + _BLOCK, width)
+    y0, x0 = row * BLOCK, column * BLOCK
+    y1, x1 = min(y0 + BLOCK, height), min(x0 + BLOCK, width)
     if level == 0:
         values = _eight_bit(path, read(y0, x0, y1, x1), (y1 - y0, x1 - x0, classes))
     else:
         values = np.empty((y1 - y0, x1 - x0, classes), np.uint8)
-        half = _BLOCK // 2
+        half = BLOCK // 2
         for down, right in np.ndindex(-(-(y1 - y0) // half), -(-(x1 - x0) // half)):
             finer = _write_block(path, arrays, read, level - 1, 2 * row + down, 2 * column + right)
             part = _halve(finer)
