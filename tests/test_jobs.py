@@ -86,7 +86,7 @@ def test_what_names_nothing_is_told(path: str, told: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_manifest_as_spreadsheets_write_it(separator: str, end: str, encoding: str, tmp_path: Path) -> None:
     rows = [
-        ["name", " path", "grade", "mpp"],
+        ["Name", " Path", "grade", "MPP"],
         ["", "slides/ü 1.svs", "3+4", "0.25"],
         ["second", "/data/b.svs", "", ""],
         ["", "", "", ""],
@@ -94,11 +94,13 @@ def test_a_manifest_as_spreadsheets_write_it(separator: str, end: str, encoding:
     ]
     path = tmp_path / "list.csv"
     path.write_bytes(end.join(separator.join(row) for row in rows).encode(encoding))
-    assert read_manifest(path) == [
+    inputs, errors = read_manifest(path)
+    assert inputs == [
         Input(str(tmp_path / "slides" / "ü 1.svs"), "ü 1", 0.25),
         Input("/data/b.svs", "second"),
         Input("s3://bucket/c.tif", "c", 0.5),
     ]
+    assert errors == []
 
 
 def test_a_manifest_tells_more_of_what_paths_name(tmp_path: Path) -> None:
@@ -114,13 +116,6 @@ def test_a_manifest_tells_more_of_what_paths_name(tmp_path: Path) -> None:
         (b"", "has no column 'path' but nothing"),
         (b"file,mpp\na.svs,1\n", "has no column 'path' but file, mpp; name one so"),
         (b"path,mpp\n", "a manifest without rows"),
-        (b"path,mpp\n,0.5\n", r"list\.csv: line 2 has no path"),
-        (b"path,mpp\na.svs,0.5\nb.svs,fine\n", r"line 3: an mpp of 'fine' is no pixel size"),
-        (b"path,mpp\na.svs,-1\n", "line 2: an mpp of '-1'"),
-        (b"path,mpp\na.svs,nan\n", "line 2: an mpp of 'nan'"),
-        (b"path;mpp\na.svs;0,25\n", "line 2: an mpp of '0,25' is no pixel size; give micrometres a pixel, as in 0.25"),
-        (b"path,name\na.svs,../a\n", "'../a' is no name for outputs"),
-        (b"path,name\na.svs,.a\n", "'.a' is no name for outputs"),
         (b"path\n\xff\xfe\n", "is no text in UTF-8"),
     ],
 )
@@ -131,6 +126,30 @@ def test_bad_manifests(text: bytes, told: str, tmp_path: Path) -> None:
         read_manifest(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert [str(error) for error in find_inputs([], path)[1]] == [str(caught.value)]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"path,mpp\n,0.5\n", r"list\.csv: line 2 has no path"),
+        (b"path,mpp\na.svs,0.5\nb.svs,fine\n", r"line 3: an mpp of 'fine' is no pixel size"),
+        (b"path,mpp\na.svs,-1\n", "line 2: an mpp of '-1'"),
+        (b"path,mpp\na.svs,nan\n", "line 2: an mpp of 'nan'"),
+        (b"path;mpp\na.svs;0,25\n", "line 2: an mpp of '0,25' is no pixel size; give micrometres a pixel, as in 0.25"),
+        (b"path,name\na.svs,../a\n", "'../a' is no name for outputs"),
+        (b"path,name\na.svs,.a\n", "'.a' is no name for outputs"),
+    ],
+)
+def test_a_bad_row_of_a_manifest_is_told_and_the_others_are_done(text: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_bytes(text + b"good.svs\n")
+    inputs, [error] = read_manifest(path)
+    assert inputs[-1].name == "good"
+    assert str(error).startswith(f"{path}: ")
+    with pytest.raises(InputError, match=told):
+        raise error
+    found, told_there = find_inputs([], path)
+    assert (found, [str(one) for one in told_there]) == (inputs, [str(error)])
 
 
 def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:

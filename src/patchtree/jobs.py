@@ -77,37 +77,48 @@ def find_inputs(
             errors.append(error)
     if manifest is not None:
         try:
-            found.update((one.path, one) for one in read_manifest(manifest))
+            rows, wrong = read_manifest(manifest)
+            found.update((one.path, one) for one in rows)
+            errors += wrong
         except InputError as error:
             errors.append(error)
     return list(found.values()), errors
 
 
-def read_manifest(path: str | os.PathLike[str]) -> list[Input]:
+def read_manifest(path: str | os.PathLike[str]) -> tuple[list[Input], list[InputError]]:
     """Read a table of inputs, as CSV with a line of column names.
 
     The column ``path`` names files, folders of OME-Zarr or URLs, relative to the manifest's own folder. ``mpp`` may
-    give micrometres a pixel, ``name`` what the outputs are called; other columns are not looked at. Commas, semicolons
-    or tabs separate.
+    give micrometres a pixel, ``name`` what the outputs are called; other columns are not looked at. These names may be
+    in capitals. Commas, semicolons or tabs separate.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "slides.csv"
     >>> _ = path.write_text("path,mpp,name\\n/data/a.svs,0.25,\\n/data/b.svs,,second\\n")
     >>> read_manifest(path)
-    [Input(path='/data/a.svs', name='a', mpp=0.25), Input(path='/data/b.svs', name='second', mpp=None)]
+    ([Input(path='/data/a.svs', name='a', mpp=0.25), Input(path='/data/b.svs', name='second', mpp=None)], [])
+
+    Returns:
+        The inputs, and what is wrong with each row that is none.
 
     Raises:
-        InputError: the file cannot be read, has no column ``path``, or a row is wrong.
+        InputError: the file cannot be read, or has no column ``path`` or no rows.
     """
     path = Path(path)
     rows, _ = read_table(path)
-    columns = rows.fieldnames or ()
+    columns = rows.fieldnames = [column.lower() for column in rows.fieldnames or ()]
     if "path" not in columns:
         raise InputError(f"{path}: has no column 'path' but {', '.join(columns) or 'nothing'}; name one so")
-    inputs = [_read_row(path, rows.line_num, row) for row in rows if any(row.values())]
-    if not inputs:
+    inputs, errors = [], []
+    for row in rows:
+        if any(row.values()):
+            try:
+                inputs.append(_read_row(path, rows.line_num, row))
+            except InputError as error:
+                errors.append(error)
+    if not inputs and not errors:
         raise InputError(f"{path}: a manifest without rows; add one for each input")
-    return inputs
+    return inputs, errors
 
 
 def take_part(items: Sequence[T], num_parts: int, part_id: int) -> list[T]:

@@ -224,11 +224,20 @@ def test_parts_do_everything_once(run: Run, many: Path, tmp_path: Path) -> None:
     assert run("patch", many, "--out", tmp_path / "out", "--num-parts", 9, "--part-id", 8, "--json").json == []
 
 
-def test_one_name_is_one_output_in_all_parts(run: Run, many: Path, slide: Path, tmp_path: Path) -> None:
-    twin = tmp_path / "a.tif"
+def test_those_of_one_name_fail_and_the_others_are_done(run: Run, many: Path, slide: Path, tmp_path: Path) -> None:
+    twin, out = tmp_path / "a.tif", tmp_path / "out"
     os.link(slide, twin)
-    words = ("patch", many, twin, "--out", tmp_path / "out", "--num-parts", 2, "--part-id", 1)
-    assert run(*words).failed_with("a.tif and ", "would both be written to", "a.npz", "--manifest")
+    words = ("patch", twin, many, "--out", out, *OPTIONS, "--num-parts", 2, "--json", "--part-id")
+    for part, mine, other, done in ((0, twin, many / "a.tif", ["b", "d"]), (1, many / "a.tif", twin, ["c"])):
+        result = run(*words, part)
+        assert result.code == 1
+        assert [Path(figures["image"]).stem for figures in result.json] == done
+        [line] = result.err.splitlines()
+        assert line == (
+            f"error: {mine}: would be written to {out / 'a.npz'}, as would {other}; run them with different --out "
+            "folders, or give them names in a --manifest"
+        )
+    assert outputs(out)[::2] == ["b.npz", "c.npz", "d.npz"]
 
 
 def test_resume_does_what_is_left(run: Run, many: Path, tmp_path: Path) -> None:

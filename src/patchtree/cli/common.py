@@ -344,7 +344,7 @@ def at_once(work: Callable[[], dict[str, Any]]) -> Callable[[Report], dict[str, 
     return lambda _: work()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One image of many, and what is to be done to it.
 
@@ -403,8 +403,8 @@ def do_jobs(
         part_id: which, from 0.
 
     Raises:
-        InputError: an input, or the output of another image, would be overwritten; there is no such part; or `out`
-            cannot be written to. Nothing is done then.
+        InputError: an input would be overwritten; there is no such part; or `out` cannot be written to. Nothing is done
+            then.
         typer.Exit: an image failed.
     """
     from patchtree.files import remove, sweep
@@ -412,8 +412,13 @@ def do_jobs(
 
     if num_parts != 1 and part_id is None:
         raise InputError(f"--num-parts {num_parts} needs --part-id, from 0 to {num_parts - 1}")
-    _check_outputs(jobs)
+    clashes = _clashes(jobs)
     jobs = take_part(jobs, num_parts, part_id or 0)
+    for job in jobs:
+        if job in clashes:
+            failed += 1
+            tell_error(clashes[job])
+    jobs = [job for job in jobs if job not in clashes]
     if not jobs:
         _conclude([], json, failed)
         return
@@ -491,24 +496,30 @@ def _conclude(results: Sequence[dict[str, Any]], json: bool, failed: int) -> Non
         raise typer.Exit(1)
 
 
-def _check_outputs(jobs: Sequence[Job]) -> None:
-    """Make sure that what is written overwrites neither an input nor the output of another input."""
+def _clashes(jobs: Sequence[Job]) -> dict[Job, InputError]:
+    """Find the jobs that would write what another one writes.
+
+    Raises:
+        InputError: an input would be overwritten.
+    """
+    clashes: dict[Job, InputError] = {}
     writers = Counter(path for job in jobs for path in (*job.outputs, *job.derived))
     names = Counter(job.name for job in jobs)
     inputs = {Path(file).resolve() for job in jobs for file in job.files}
     for job in jobs:
         for path in (*job.outputs, *job.derived):
             if writers[path] > 1 or names[job.name] > 1:
-                twins = (o for o in jobs if path in (*o.outputs, *o.derived) or o.name == job.name)
-                both = [str(other.files[0]) for other in twins][:2]
-                raise InputError(
-                    f"{' and '.join(both)} would both be written to {path}; run them with different --out folders, "
-                    "or give them names in a --manifest"
+                twins = (o for o in jobs if o is not job and (path in (*o.outputs, *o.derived) or o.name == job.name))
+                error = InputError(
+                    f"{job.files[0]}: would be written to {path}, as would {next(twins).files[0]}; run them with "
+                    "different --out folders, or give them names in a --manifest"
                 )
+                clashes.setdefault(job, error)
             if path.resolve() in inputs:
                 raise InputError(
                     f"{path}: would be overwritten by the output for {job.files[0]}; choose another --out folder"
                 )
+    return clashes
 
 
 def make_folder(path: Path) -> Path:
