@@ -18,6 +18,7 @@ ORDER = (
     "detail",
     "refine",
     "patches",
+    "ids",
     "patcher",
     "show",
     "io",

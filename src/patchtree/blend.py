@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.foveate import Window
+from patchtree.ids import Ids, choose, count_ids, differences, fill_ids, likeliest
 from patchtree.io.slides.base import Box, overlap
 from patchtree.patches import painter
 from patchtree.tree import Tree
-
-Ids = NDArray[np.uint8 | np.uint16]
 
 # Classes of a layer are known in cells of at least so many pixels, at most so many along a side.
 _CELL = 64
@@ -38,10 +37,9 @@ class Layer:
 
     def __init__(self, window: Window, tree: Tree, shares: NDArray[np.float32], smooth: bool = True) -> None:
         self.window, self.classes = window, shares.shape[-1]
-        # Of two classes the difference says all.
-        values = shares[..., 1:] - shares[..., :1] if self.classes == 2 else shares
+        values = differences(shares)
         self.nbytes = values.nbytes * 4 // 3
-        self._paint = painter(values, tree, smooth)
+        self._painter = painter(values, tree, smooth)
         step = _CELL
         while max(tree.shape) > step * _CELLS:
             step *= 2
@@ -55,17 +53,29 @@ class Layer:
             reach = _reach(_raster(tree, tree.level, step, np.maximum), step)
             lowest, highest = _around(lowest, reach, step, lowest=True), _around(highest, reach, step, lowest=False)
         self._lowest, self._highest = lowest, highest
+        self._finest = _raster(tree, tree.level, step, np.minimum)
 
     def kind(self, box: Box) -> int | None:
         """Give the class that all pixels of a box have, None where there are several, or where it is not known."""
-        y0, x0, y1, x1 = box
-        cells = slice(y0 // self._step, -(-y1 // self._step)), slice(x0 // self._step, -(-x1 // self._step))
+        cells = self._cells(box)
         lowest, highest = self._lowest[cells].min(), self._highest[cells].max()
         return int(lowest) if lowest == highest else None
 
+    def finest(self, box: Box) -> int:
+        """Give the level of the finest leaf in a box, and maybe a little around it."""
+        return int(self._finest[self._cells(box)].min())
+
     def paint(self, box: Box) -> NDArray[np.float32]:
         """Give the probabilities in a box, ``(h, w, K)``; of two classes how much more likely the second is, K = 1."""
-        return self._paint(box)
+        return self._painter.paint(box)
+
+    def fill(self, out: Ids, box: Box) -> None:
+        """Write the likeliest class of every pixel of a box, ``(h, w)``."""
+        fill_ids(out, self._painter, self.classes, box)
+
+    def _cells(self, box: Box) -> tuple[slice, slice]:
+        y0, x0, y1, x1 = box
+        return slice(y0 // self._step, -(-y1 // self._step)), slice(x0 // self._step, -(-x1 // self._step))
 
 
 class Blend:
@@ -102,7 +112,7 @@ class Blend:
 
     def probabilities(self, box: Box) -> NDArray[np.float32]:
         """Give the probabilities at every pixel of a box, ``(h, w, K)``; outside tissue that of class 0 is 1."""
-        total, weight = self._sum(box, self._touching(box), normal=True)
+        total, weight = self._sum(box, self._touching(box))
         total /= np.where(weight == 0, np.float32(1), weight)[..., None]
         if self.classes == 2:
             total = np.concatenate([(1 - total) / 2, (1 + total) / 2], axis=-1, dtype=np.float32)
@@ -127,7 +137,8 @@ class Blend:
                 out[:] = kind
                 counts[kind] += out.size
                 return
-        if max(y1 - y0, x1 - x0) > _PAINTED:
+        alone = parts[0] if len(parts) == 1 else None
+        if max(y1 - y0, x1 - x0) > _PAINTED << (alone[0].finest(alone[1]) if alone else 0):
             if y1 - y0 >= x1 - x0:
                 middle = _middle(y0, y1)
                 self._fill(out[: middle - y0], (y0, x0, middle, x1), counts)
@@ -137,22 +148,22 @@ class Blend:
                 self._fill(out[:, : middle - x0], (y0, x0, y1, middle), counts)
                 self._fill(out[:, middle - x0 :], (y0, middle, y1, x1), counts)
             return
-        total = self._sum(box, parts)[0]
-        out[:] = total[..., 0] > 0 if self.classes == 2 else likeliest(total)
-        if not tissue.all():
-            out[~self._tissue(box)] = 0
+        if alone:
+            layer, own = alone
+            layer.fill(out[own[0] - y0 : own[2] - y0, own[1] - x0 : own[3] - x0], own)
+        else:
+            out[:] = choose(self._sum(box, parts)[0], self.classes)
+        for row, column in np.argwhere(~tissue).tolist():
+            top, left = (y0 // self.side + row) * self.side - y0, (x0 // self.side + column) * self.side - x0
+            out[max(top, 0) : top + self.side, max(left, 0) : left + self.side] = 0
         counts += count_ids(out, self.classes)
 
     def _touching(self, box: Box) -> list[tuple[Layer, Box]]:
         """List the layers that have a part in a box, each with that part."""
         return [(layer, own) for layer in self.layers if (own := overlap(layer.window.box, box)) is not None]
 
-    def _sum(
-        self, box: Box, parts: Sequence[tuple[Layer, Box]], normal: bool = False
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Add up the layers, each by its weight, and the weights; one layer alone has weight 1 if all may be scaled."""
-        if len(parts) == 1 and not normal and parts[0][1] == box:
-            return parts[0][0].paint(box), np.zeros(0, np.float32)
+    def _sum(self, box: Box, parts: Sequence[tuple[Layer, Box]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Add up the layers, each by its weight, and the weights."""
         channels = 1 if self.classes == 2 else self.classes
         total = np.zeros((box[2] - box[0], box[3] - box[1], channels), np.float32)
         weights = np.zeros(total.shape[:2], np.float32)
@@ -167,42 +178,6 @@ class Blend:
         """Tell which pixels of a box are tissue."""
         rows, columns = (np.arange(box[axis], box[axis + 2]) // self.side for axis in (0, 1))
         return self.tissue[rows][:, columns]
-
-
-def likeliest(shares: NDArray[np.float32]) -> Ids:
-    """Give the class with the largest value, of several the first, ``(..., K)`` -> ``(...)``; fast for few classes.
-
-    >>> likeliest(np.float32([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4]])).tolist()
-    [1, 0]
-    """
-    classes = shares.shape[-1]
-    ids: Ids = np.zeros(shares.shape[:-1], np.uint8 if classes <= 256 else np.uint16)
-    best = shares[..., 0]
-    for label in range(1, classes):
-        larger = shares[..., label] > best
-        if classes == 2:
-            return larger.view(np.uint8)
-        ids[larger] = label
-        best = np.where(larger, shares[..., label], best)
-    return ids
-
-
-def count_ids(ids: Ids, classes: int) -> NDArray[np.int64]:
-    """Count the pixels of each class, ``(H, W)`` -> ``(K,)``; fast for few classes.
-
-    >>> count_ids(np.uint8([[0, 2, 2]]), 3).tolist()
-    [1, 0, 2]
-    """
-    import cv2
-
-    counts = np.zeros(classes, np.int64)
-    some = cv2.countNonZero(ids)
-    if classes == 2:
-        counts[1] = some
-    elif some:
-        counts[1:] = [np.count_nonzero(ids == label) for label in range(1, classes)]
-    counts[0] = ids.size - counts.sum()
-    return counts
 
 
 def _middle(start: int, stop: int) -> int:

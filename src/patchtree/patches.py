@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -147,14 +147,13 @@ def paint(
     Raises:
         InputError: the values do not fit the tree, or the region is not a part of the image.
     """
-    return painter(values, tree, smooth)(region)
+    return painter(values, tree, smooth).paint(region)
 
 
-def painter(values: NDArray[Any], tree: Tree, smooth: bool = False) -> Callable[[tuple[int, ...] | None], NDArray[Any]]:
-    """Do once what painting many regions of an image has in common; gives `paint` as a function of the region.
+def painter(values: NDArray[Any], tree: Tree, smooth: bool = False) -> Painter:
+    """Do once what painting many regions of an image has in common.
 
-    >>> paint_region = painter(np.array([7, 8]), Tree.uniform((2, 3), patch_size=2))
-    >>> paint_region((0, 1, 1, 3)).tolist()
+    >>> painter(np.array([7, 8]), Tree.uniform((2, 3), patch_size=2)).paint((0, 1, 1, 3)).tolist()
     [[7, 8]]
 
     Args:
@@ -175,12 +174,86 @@ def painter(values: NDArray[Any], tree: Tree, smooth: bool = False) -> Callable[
     side, rest = (grid[0], values.shape[1 + tree.ndim :]) if gridded else (1, values.shape[1:])
     cells = values.reshape(len(tree), *(side,) * tree.ndim, -1)
     levels = [_sort_rows(*level) for level in (_with_parents if smooth else _leaves)(cells, tree)]
+    return Painter(levels, tree, smooth, rest)
 
-    def paint_region(region: tuple[int, ...] | None = None) -> NDArray[Any]:
-        painted = _paint(levels, tree, *_region(tree, region), smooth)
-        return painted.reshape(*painted.shape[:-1], *rest)
 
-    return paint_region
+@dataclass(frozen=True, eq=False)
+class Painter:
+    """Values on a tree, made ready by `painter`.
+
+    Attributes:
+        levels: the cells that have values, finest first.
+        tree: that they belong to.
+        smooth: whether they are interpolated.
+        rest: shape of the values of a pixel.
+    """
+
+    levels: list[_Sorted]
+    tree: Tree
+    smooth: bool
+    rest: tuple[int, ...]
+
+    def paint(self, region: tuple[int, ...] | None = None) -> NDArray[Any]:
+        """Paint a part of the image, as `patchtree.paint` does."""
+        low, high = _region(self.tree, region)
+        painted, origin, level = self.finest(region)
+        side = self.levels[0][1].shape[1]
+        for finer in range(level - 1, -1, -1):
+            origin = 2 * origin
+            painted = _crop(_enlarge(painted, 2, self.smooth), np.zeros_like(origin), self.extent(finer) - origin)
+        factor = self.tree.patch_size // side
+        if factor > 1:
+            painted, origin = _enlarge(painted, factor, self.smooth), origin * factor
+        painted = np.ascontiguousarray(_crop(painted, low - origin, high - low))
+        return painted.reshape(*painted.shape[:-1], *self.rest)
+
+    def extent(self, level: int) -> NDArray[np.int64]:
+        """Give the shape of a level in its own pixels, up to the end of the last cells."""
+        cells = -(-np.array(self.tree.shape) // (self.tree.patch_size << level))
+        return np.asarray(cells * self.levels[0][1].shape[1])
+
+    def finest(self, region: tuple[int, ...] | None = None) -> tuple[NDArray[Any], NDArray[np.int64], int]:
+        """Paint a part of the image in pixels of the finest level that has values of its own near it.
+
+        Going down the levels, what is painted is enlarged, then overwritten in the cells that have values of their own.
+        At each level only the cells near the region are painted. Two more on every side hold all the pixels that a
+        smooth region is interpolated from, so that a region is painted as the same part of the whole image is. Levels
+        above one where every cell has values of its own are of no use, and at the finest two pixels do for a margin.
+
+        Returns:
+            ``(h, w, C)``, its first pixel, in pixels of the level, and the level.
+        """
+        (low, high), levels, tree = _region(self.tree, region), self.levels, self.tree
+        values, shape = levels[0][1], np.array(tree.shape)
+        side, margin = values.shape[1], 2 if self.smooth else 0
+        spans, near = [], []
+        for level, (index, _, rows, order) in enumerate(levels):
+            step = tree.patch_size << level
+            first = np.maximum(low // step - margin, 0)
+            last = np.minimum(-(-high // step) + margin, -(-shape // step))
+            spans.append((first, last))
+            here = order[slice(*np.searchsorted(rows, (first[0], last[0])))]
+            rest = index[here, 1:]
+            near.append(here[((rest >= first[1:]) & (rest < last[1:])).all(axis=1)])
+            if len(near[-1]) == (last - first).prod():
+                break
+        finest = next(level for level, here in enumerate(near) if len(here))
+        first, last = spans[-1]
+        painted = np.zeros((*(last - first) * side, values.shape[-1]), values.dtype)
+        origin = first * side
+        for level in range(len(near) - 1, finest - 1, -1):
+            (index, blocks, *_), (first, last), here = levels[level], spans[level], near[level]
+            if level < len(near) - 1:
+                painted = _crop(_enlarge(painted, 2, self.smooth), first * side - 2 * origin, (last - first) * side)
+            origin = first * side
+            grid = painted.reshape(*(n for cells in last - first for n in (cells, side)), -1)
+            grid[_every_other(index[here] - first)] = blocks[here]
+        factor = tree.patch_size // side
+        unit = factor << finest
+        first = np.maximum(low // unit - margin, origin)
+        last = np.minimum(-(-high // unit) + margin, origin + painted.shape[:-1])
+        painted, origin = _crop(painted, first - origin, last - first), first
+        return painted, origin, finest
 
 
 def _region(tree: Tree, region: tuple[int, ...] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -193,53 +266,6 @@ def _region(tree: Tree, region: tuple[int, ...] | None) -> tuple[NDArray[np.int6
     if (low < 0).any() or (high > tree.shape).any() or (low >= high).any():
         raise InputError(f"region {tuple(box.tolist())} is not a part of an image of shape {tree.shape}")
     return low, high
-
-
-def _paint(
-    levels: list[_Sorted], tree: Tree, low: NDArray[np.int64], high: NDArray[np.int64], smooth: bool
-) -> NDArray[Any]:
-    """Go down the levels: enlarge what is painted, then overwrite the cells that have values of their own.
-
-    At each level only the cells near the region are painted. Two more on every side hold all the pixels that a smooth
-    region is interpolated from, so that a region is painted as the same part of the whole image is. Levels above one
-    where every cell has values of its own are of no use, and below the finest cells two pixels do for a margin.
-    """
-    values, shape = levels[0][1], np.array(tree.shape)
-    side, margin = values.shape[1], 2 if smooth else 0
-    spans, near = [], []
-    for level, (index, _, rows, order) in enumerate(levels):
-        step = tree.patch_size << level
-        first = np.maximum(low // step - margin, 0)
-        last = np.minimum(-(-high // step) + margin, -(-shape // step))
-        spans.append((first, last))
-        here = order[slice(*np.searchsorted(rows, (first[0], last[0])))]
-        rest = index[here, 1:]
-        near.append(here[((rest >= first[1:]) & (rest < last[1:])).all(axis=1)])
-        if len(near[-1]) == (last - first).prod():
-            break
-    finest = next(level for level, here in enumerate(near) if len(here))
-    first, last = spans[-1]
-    painted = np.zeros((*(last - first) * side, values.shape[-1]), values.dtype)
-    origin = first * side
-    for level in range(len(near) - 1, finest - 1, -1):
-        (index, blocks, *_), (first, last), here = levels[level], spans[level], near[level]
-        if level < len(near) - 1:
-            painted = _crop(_enlarge(painted, 2, smooth), first * side - 2 * origin, (last - first) * side)
-        origin = first * side
-        grid = painted.reshape(*(n for cells in last - first for n in (cells, side)), -1)
-        grid[_every_other(index[here] - first)] = blocks[here]
-    factor = tree.patch_size // side
-    unit = factor << finest
-    first = np.maximum(low // unit - margin, origin)
-    last = np.minimum(-(-high // unit) + margin, origin + painted.shape[:-1])
-    painted, origin = _crop(painted, first - origin, last - first), first
-    for level in range(finest - 1, -1, -1):
-        origin = 2 * origin
-        limit = -(-shape // (tree.patch_size << level)) * side
-        painted = _crop(_enlarge(painted, 2, smooth), np.zeros_like(origin), limit - origin)
-    if factor > 1:
-        painted, origin = _enlarge(painted, factor, smooth), origin * factor
-    return np.ascontiguousarray(_crop(painted, low - origin, high - low))
 
 
 def _sort_rows(index: NDArray[np.int32], blocks: NDArray[Any]) -> _Sorted:

@@ -17,10 +17,11 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.blend import Blend, Ids, Layer, count_ids
+from patchtree.blend import Blend, Layer
 from patchtree.errors import InputError
 from patchtree.files import replacing
 from patchtree.foveate import Window, merge, plan_windows
+from patchtree.ids import Ids, count_ids
 from patchtree.io.colours import class_colours
 from patchtree.io.probabilities import BLOCK, write_probabilities
 from patchtree.io.pyramids import TILE, write_class_map
@@ -52,7 +53,7 @@ _SIDE = 2048
 # Pixels that are painted in one go by one thread.
 _STRIPE = 4096
 # Pixels of a band of rows that waits to be written.
-_BAND = 1 << 25
+_BAND = 1 << 26
 # Bytes of layers that are held for regions to come, and of tiles.
 _HELD = 128 << 20
 _CACHE = 128 << 20
@@ -249,7 +250,10 @@ class _Work:
         ready = [place for place in self._missing() if self._done.issuperset(self.windows_of[place])]
         for place in ready:
             blend = self._blend(self.windows_of[place])
-            self.regions.put(place, self._paint(blend, self.regions.box(place))[0])
+            y0, x0, y1, x1 = box = self.regions.box(place)
+            ids: Ids = np.zeros((y1 - y0, x1 - x0), self.regions.dtype)
+            self._paint(ids, blend, box)
+            self.regions.put(place, ids)
             self.done_regions.add(place)
         for at in sorted(self._done - self._needed()):
             self._layers.pop(at, None)
@@ -262,14 +266,17 @@ class _Work:
         height, width = self.regions.shape
         counts = np.zeros(classes, np.int64)
         direct = self._blend([0]) if self.windows_of and not self.kept else None
+        rows = _SIDE if self.kept else max(1, _BAND // (TILE * width)) * TILE
+        # One is made while the other is written: new ones would cost more than what is done with them.
+        both = np.empty((2, min(rows, height), width), self.regions.dtype)
 
         def rows_of(band: Box) -> Ids:
-            y0, x0, y1, x1 = band
+            y0, _, y1, _ = band
+            ids: Ids = both[y0 // rows % 2, : y1 - y0]
+            ids[:] = 0
             if direct is not None:
-                ids, found = self._paint(direct, band)
-                counts[:] += found
+                counts[:] += self._paint(ids, direct, band)
                 return ids
-            ids = np.zeros((y1 - y0, x1 - x0), self.regions.dtype)
             for place in sorted(self.done_regions):
                 box = self.regions.box(place)
                 if overlap(box, band):
@@ -279,7 +286,6 @@ class _Work:
                     counts[:] += count_ids(part, classes)
             return ids
 
-        rows = _SIDE if self.kept else max(1, _BAND // (TILE * width)) * TILE
         bands = [(top, 0, min(top + rows, height), width) for top in range(0, height, rows)]
         with closing(_ahead(rows_of, bands)) as ready:
             read = _counted(lambda *_: next(ready), "writing", len(bands), progress)
@@ -329,16 +335,15 @@ class _Work:
                 if self.shown[cells].any():
                     yield place
 
-    def _paint(self, blend: Blend, box: Box) -> tuple[Ids, NDArray[np.int64]]:
-        """Paint a box in stripes, by several threads; also gives the pixels of each class."""
+    def _paint(self, ids: Ids, blend: Blend, box: Box) -> NDArray[np.int64]:
+        """Paint a box over zeros in stripes, by several threads; gives the pixels of each class."""
         y0, x0, y1, x1 = box
-        ids: Ids = np.zeros((y1 - y0, x1 - x0), self.regions.dtype)
 
         def stripe(left: int) -> NDArray[np.int64]:
             right = min(left + _STRIPE, x1)
             return blend.fill(ids[:, left - x0 : right - x0], (y0, left, y1, right))
 
-        return ids, np.sum(list(self.pool.map(stripe, range(x0, x1, _STRIPE))), axis=0)
+        return np.asarray(np.sum(list(self.pool.map(stripe, range(x0, x1, _STRIPE))), axis=0))
 
     def _blend(self, windows: Iterable[int]) -> Blend:
         return Blend([self._layer(at) for at in windows], self.shown, self.plan.side)
