@@ -99,16 +99,26 @@ class Blend:
 
     def ids(self, box: Box) -> Ids:
         """Give the likeliest class of every pixel of a box, ``(h, w)``."""
-        out: Ids = np.zeros((box[2] - box[0], box[3] - box[1]), np.uint8 if self.classes <= 256 else np.uint16)
+        out: Ids = np.empty((box[2] - box[0], box[3] - box[1]), np.uint8 if self.classes <= 256 else np.uint16)
         self.fill(out, box)
         return out
 
     def fill(self, out: Ids, box: Box) -> NDArray[np.int64]:
-        """Write the likeliest class of every pixel of a box to zeros, ``(h, w)``; gives the pixels of each class."""
+        """Write the likeliest class of every pixel of a box, ``(h, w)``; gives the pixels of each class."""
         counts = np.zeros(self.classes, np.int64)
+        out[:] = 0
         self._fill(out, box, counts)
         counts[0] = out.size - counts[1:].sum()
         return counts
+
+    def kind(self, box: Box) -> int | None:
+        """Give the class that all pixels of a box have, None where there are several, or where it is not known."""
+        tissue, parts = self._tissue_cells(box), self._touching(box)
+        kinds = {layer.kind(own) for layer, own in parts} if tissue.any() else set()
+        if not kinds or kinds == {0}:
+            return 0
+        whole = tissue.all() and any(own == box for _, own in parts)
+        return kinds.pop() if whole and len(kinds) == 1 else None
 
     def probabilities(self, box: Box) -> NDArray[np.float32]:
         """Give the probabilities at every pixel of a box, ``(h, w, K)``; outside tissue that of class 0 is 1."""
@@ -122,21 +132,14 @@ class Blend:
         return total
 
     def _fill(self, out: Ids, box: Box, counts: NDArray[np.int64]) -> None:
-        """Write the ids of a box, in smaller and smaller parts where they are not plain, and count them."""
-        y0, x0, y1, x1 = box
-        tissue = self.tissue[y0 // self.side : -(-y1 // self.side), x0 // self.side : -(-x1 // self.side)]
-        parts = self._touching(box) if tissue.any() else []
-        if not parts:
-            return
-        kinds = {layer.kind(own) for layer, own in parts}
-        if len(kinds) == 1 and None not in kinds:
-            (kind,) = kinds
-            if not kind:
-                return
-            if tissue.all() and any(own == box for _, own in parts):
+        """Write the ids of a box of zeros, in smaller and smaller parts where they are not plain, and count them."""
+        kind = self.kind(box)
+        if kind is not None:
+            if kind:
                 out[:] = kind
                 counts[kind] += out.size
-                return
+            return
+        (y0, x0, y1, x1), tissue, parts = box, self._tissue_cells(box), self._touching(box)
         alone = parts[0] if len(parts) == 1 else None
         if max(y1 - y0, x1 - x0) > _PAINTED << (alone[0].finest(alone[1]) if alone else 0):
             if y1 - y0 >= x1 - x0:
@@ -157,6 +160,11 @@ class Blend:
             top, left = (y0 // self.side + row) * self.side - y0, (x0 // self.side + column) * self.side - x0
             out[max(top, 0) : top + self.side, max(left, 0) : left + self.side] = 0
         counts += count_ids(out, self.classes)
+
+    def _tissue_cells(self, box: Box) -> NDArray[np.bool_]:
+        """Cut out the cells of tissue that have a part in a box."""
+        y0, x0, y1, x1 = box
+        return self.tissue[y0 // self.side : -(-y1 // self.side), x0 // self.side : -(-x1 // self.side)]
 
     def _touching(self, box: Box) -> list[tuple[Layer, Box]]:
         """List the layers that have a part in a box, each with that part."""

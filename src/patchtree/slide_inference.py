@@ -251,7 +251,7 @@ class _Work:
         for place in ready:
             blend = self._blend(self.windows_of[place])
             y0, x0, y1, x1 = box = self.regions.box(place)
-            ids: Ids = np.zeros((y1 - y0, x1 - x0), self.regions.dtype)
+            ids: Ids = np.empty((y1 - y0, x1 - x0), self.regions.dtype)
             self._paint(ids, blend, box)
             self.regions.put(place, ids)
             self.done_regions.add(place)
@@ -269,14 +269,16 @@ class _Work:
         rows = _SIDE if self.kept else max(1, _BAND // (TILE * width)) * TILE
         # One is made while the other is written: new ones would cost more than what is done with them.
         both = np.empty((2, min(rows, height), width), self.regions.dtype)
+        # The class of each tile of one class, else -1; these are not painted.
+        plain = np.full((-(-height // TILE), -(-width // TILE)), -1, np.int32)
 
         def rows_of(band: Box) -> Ids:
             y0, _, y1, _ = band
             ids: Ids = both[y0 // rows % 2, : y1 - y0]
-            ids[:] = 0
             if direct is not None:
-                counts[:] += self._paint(ids, direct, band)
+                counts[:] += self._paint(ids, direct, band, plain[y0 // TILE : -(-y1 // TILE)])
                 return ids
+            ids[:] = 0
             for place in sorted(self.done_regions):
                 box = self.regions.box(place)
                 if overlap(box, band):
@@ -289,7 +291,8 @@ class _Work:
         bands = [(top, 0, min(top + rows, height), width) for top in range(0, height, rows)]
         with closing(_ahead(rows_of, bands)) as ready:
             read = _counted(lambda *_: next(ready), "writing", len(bands), progress)
-            write_class_map(out, (height, width), read, self.regions.dtype, mpp, ome, rows)
+            options: dict[str, Any] = {"mpp": mpp, "ome": ome, "rows": rows, "plain": plain.__getitem__}
+            write_class_map(out, (height, width), read, self.regions.dtype, **options)
         counts[0] = height * width - counts[1:].sum()
         return [int(count) for count in counts]
 
@@ -335,13 +338,22 @@ class _Work:
                 if self.shown[cells].any():
                     yield place
 
-    def _paint(self, ids: Ids, blend: Blend, box: Box) -> NDArray[np.int64]:
-        """Paint a box over zeros in stripes, by several threads; gives the pixels of each class."""
+    def _paint(self, ids: Ids, blend: Blend, box: Box, plain: NDArray[np.int32] | None = None) -> NDArray[np.int64]:
+        """Paint a box in stripes, by several threads; gives the pixels of each class.
+
+        Stripes of one class may be told of instead, in tiles.
+        """
         y0, x0, y1, x1 = box
 
         def stripe(left: int) -> NDArray[np.int64]:
-            right = min(left + _STRIPE, x1)
-            return blend.fill(ids[:, left - x0 : right - x0], (y0, left, y1, right))
+            part = y0, left, y1, min(left + _STRIPE, x1)
+            kind = blend.kind(part) if plain is not None else None
+            if plain is None or kind is None:
+                return blend.fill(ids[:, left - x0 : part[3] - x0], part)
+            plain[:, left // TILE : -(-part[3] // TILE)] = kind
+            counts = np.zeros(blend.classes, np.int64)
+            counts[kind] = (y1 - y0) * (part[3] - left)
+            return counts
 
         return np.asarray(np.sum(list(self.pool.map(stripe, range(x0, x1, _STRIPE))), axis=0))
 

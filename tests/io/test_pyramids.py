@@ -264,3 +264,17 @@ def test_a_killed_writer_goes_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_writer_killed_many_times_goes_on(tmp_path: Path) -> None:
     killed_until_done(tmp_path, 20)
+
+
+def test_tiles_known_to_be_of_one_class_are_not_looked_at(tmp_path: Path) -> None:
+    ids = np.zeros((1500, 2000), np.uint8)
+    ids[600:1500, 700:1700] = 2
+    ids[1000, 1400:1410] = 1
+    plain = np.array([[0, 0, 0, 0], [-1, -1, -1, -1], [-1, 2, -1, 0]])
+    hidden = ids.copy()
+    hidden[:512], hidden[1024:, 512:1024], hidden[1024:, 1536:] = 7, 7, 7
+    ids[1024:, 512:1024], ids[1024:, 1536:] = 2, 0
+    write_class_map(tmp_path / "seen.tif", ids.shape, lambda y0, x0, y1, x1: ids[y0:y1, x0:x1], rows=1024)
+    read = lambda y0, x0, y1, x1: hidden[y0:y1, x0:x1]  # noqa: E731
+    write_class_map(tmp_path / "known.tif", ids.shape, read, rows=1024, plain=plain.__getitem__)
+    assert (tmp_path / "known.tif").read_bytes() == (tmp_path / "seen.tif").read_bytes()

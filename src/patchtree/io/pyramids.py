@@ -36,6 +36,7 @@ def write_class_map(
     mpp: Sequence[float] | None = None,
     ome: bool = False,
     rows: int | None = None,
+    plain: Callable[[int], NDArray[np.integer]] | None = None,
 ) -> None:
     """Write class ids as a tiled pyramid, each level half of the one before, in bounded memory.
 
@@ -57,6 +58,8 @@ def write_class_map(
         mpp: micrometres along a pixel, (y, x).
         ome: levels as sub-images with OME-XML (OME-TIFF) instead of as pages (what OpenSlide and vips take).
         rows: of a band, a multiple of 512; a band holds some 33 million pixels otherwise.
+        plain: called with the number of each row of tiles once its band was read, gives the class that all pixels of
+            a tile have, -1 where it is not known; what `read` gave is not looked at where it is.
 
     Raises:
         InputError: the ids do not fit the type or the shape, or the file cannot be written.
@@ -68,7 +71,7 @@ def write_class_map(
     with replacing(path) as temporary, ExitStack() as stack:
         shapes = level_shapes(shape)
         levels = [_Level(size, dtype, stack.enter_context(_spool(path.parent))) for size in shapes[1:]]
-        tiles = _tiles(_bands(path, shape, read, dtype, rows), _Level(shape, dtype), levels)
+        tiles = _tiles(_bands(path, shape, read, dtype, rows), _Level(shape, dtype), levels, plain)
         big = shape[0] * shape[1] * dtype.itemsize * 4 // 3 > _CLASSIC
         with tifffile.TiffWriter(temporary, bigtiff=big, byteorder="<") as file:
             options: dict[str, Any] = {"software": "patchtree", "metadata": None, "dtype": dtype.newbyteorder("<")}
@@ -120,14 +123,15 @@ class _Level:
             for top in range(0, len(band), TILE):
                 yield band[top : top + TILE]
 
-    def cut(self, band: NDArray[Any]) -> tuple[list[bytes], NDArray[Any]]:
-        """Encode a row of tiles, and halve it."""
+    def cut(self, band: NDArray[Any], plain: NDArray[np.integer] | None = None) -> tuple[list[bytes], NDArray[Any]]:
+        """Encode a row of tiles, and halve it; some may be known to be of one class."""
         height, width = band.shape
         tiles, half = [], np.empty((-(-height // 2), -(-width // 2)), band.dtype)
         for left in range(0, width, TILE):
             part, place = band[:, left : left + TILE], half[:, left // 2 : (left + TILE) // 2]
-            value = part[0, 0]
-            if (part == value).all():
+            known = plain is not None and plain[left // TILE] >= 0
+            value = plain[left // TILE] if plain is not None and known else part[0, 0]
+            if known or (part == value).all():
                 tiles.append(self._one_value(value))
                 place[:] = value
             else:
@@ -180,7 +184,12 @@ def majority(ids: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(left, ids.dtype)
 
 
-def _tiles(bands: Iterator[NDArray[Any]], finest: _Level, levels: Sequence[_Level]) -> Iterator[bytes]:
+def _tiles(
+    bands: Iterator[NDArray[Any]],
+    finest: _Level,
+    levels: Sequence[_Level],
+    plain: Callable[[int], NDArray[np.integer]] | None,
+) -> Iterator[bytes]:
     """Yield the finest level's tiles, and leave those of the smaller levels waiting."""
 
     def halved(rows: NDArray[Any], depth: int) -> None:
@@ -190,8 +199,8 @@ def _tiles(bands: Iterator[NDArray[Any]], finest: _Level, levels: Sequence[_Leve
                 levels[depth].store(tiles)
                 halved(half, depth + 1)
 
-    for band in chain.from_iterable(map(finest.fill, bands)):
-        tiles, half = finest.cut(band)
+    for row, band in enumerate(chain.from_iterable(map(finest.fill, bands))):
+        tiles, half = finest.cut(band, plain(row) if plain else None)
         halved(half, 0)  # before the tiles: nobody asks for more after the last one
         yield from tiles
 
