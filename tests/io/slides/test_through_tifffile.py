@@ -189,6 +189,27 @@ def test_label_and_overview_are_no_levels(tmp_path: Path) -> None:
         assert [level.shape for level in slide.levels] == [(640, 640), (320, 320)]
 
 
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("thumbnail", [False, True])
+def test_aperio_slides_without_a_thumbnail_lose_no_level(thumbnail: bool, reduced: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.svs"
+    options: dict[str, Any] = {"photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(path) as writer:
+        for level, shape in enumerate([(641, 803), (160, 200), (40, 50)]):
+            words = "Aperio Image Library v11\r\n803x641 |MPP = 0.5" if level == 0 else None
+            kind = int(reduced and level > 0)
+            pixels = np.full((*shape, 3), level, np.uint8)
+            writer.write(pixels, tile=(64, 64), description=words, subfiletype=kind, **options)
+            if level == 0 and thumbnail:
+                writer.write(np.zeros((320, 400, 3), np.uint8), rowsperstrip=16, **options)
+        writer.write(np.zeros((90, 80, 3), np.uint8), subfiletype=1, rowsperstrip=16, **options)
+        writer.write(np.zeros((160, 200, 3), np.uint8), subfiletype=9, rowsperstrip=16, **options)
+    with open_slide(path) as slide:
+        assert slide.kind.startswith("svs TIFF")
+        assert [level.shape for level in slide.levels] == [(641, 803), (160, 200), (40, 50)]
+        assert [int(slide.read(level, 3, 4, 20, 30).max()) for level in range(3)] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

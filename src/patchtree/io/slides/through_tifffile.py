@@ -271,6 +271,11 @@ def _pyramid(path: str, tif: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]
     if more:
         raise InputError(f"{path}: TIFF of {more[0][1]} pages, expected one image; save the page you want")
     others = [series for series in tif.series if series is not main] if main.kind in _LOOSE else []
+    if main.kind == "svs":
+        # tifffile takes the second page for a thumbnail, which only its strips tell from a level.
+        taken = [page for series in (main, *main.levels) for page in series.pages]
+        pages = [page for page in tif.pages if isinstance(page, tifffile.TiffPage) and page not in taken]
+        others = [tifffile.TiffPageSeries([page], page.shape, page.dtype, page.axes) for page in pages if page.is_tiled]
     levels = [*main.levels, *(level for series in others if _is_level(series, main) for level in series.levels)]
     return sorted(levels, key=_pixels, reverse=True)
 
