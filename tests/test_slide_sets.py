@@ -14,7 +14,7 @@ from patchtree import InputError
 from patchtree.datasets import find_data
 from patchtree.io.annotations import Annotations, Polygon, write_annotations
 from patchtree.io.images import write_image, write_mask
-from patchtree.slide_sets import PAIP_LABELS, open_labels
+from patchtree.slide_sets import PAIP_LABELS, find_slides, open_labels
 from slide_files import slide_set
 
 SHAPE = (700, 901)
@@ -194,6 +194,15 @@ def no_slide(data: Path) -> None:
     (data / "images" / "a.tif").unlink()
 
 
+def empty(data: Path) -> None:
+    (data / "images" / "c.tif").touch()
+
+
+def cut_short(data: Path) -> None:
+    whole = (data / "images" / "a.tif").read_bytes()
+    (data / "images" / "c.tif").write_bytes(whole[: len(whole) // 2])
+
+
 def no_slide_for_annotations(data: Path) -> None:
     (data / "annotations").mkdir()
     (data / "annotations" / "c.xml").touch()
@@ -224,6 +233,8 @@ def no_polygons(data: Path) -> None:
     ("spoil", "message"),
     [
         (mixed, r"images/c.png: is an image, but a.tif beside it is a slide; keep"),
+        (empty, r"images/c.tif: is empty \(0 bytes\)"),
+        (cut_short, r"images/c.tif: TIFF .*cut short"),
         (no_labels, r"images/a.tif: has no mask in masks/ and no file in annotations/"),
         (no_slide, r"masks/a.tif: has no slide in images/"),
         (no_slide_for_annotations, r"annotations/c.xml: has no slide in images/"),
@@ -237,6 +248,19 @@ def test_bad_data(spoil: Any, message: str, data: Path) -> None:
     spoil(data)
     with pytest.raises(InputError, match=message):
         find_data(data)
+
+
+def test_a_tiled_tiff_beside_pyramids_is_a_slide(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchtree.io.slides._SINGLE", 1)
+    for folder, options in (("images", {"photometric": "rgb"}), ("masks", {})):
+        pixels = tifffile.imread(data / folder / "b.tif")
+        known: dict[str, Any] = {"resolution": (4e4, 4e4), "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(data / folder / "b.tif", pixels, tile=(64, 64), metadata=None, **known, **options)
+    assert [one.name for one in find_slides(data)] == ["a", "b"]
+    # Alone, such are images.
+    for folder in ("images", "masks"):
+        (data / folder / "a.tif").unlink()
+    assert find_slides(data) == ()
 
 
 def test_labels_that_do_not_fit(tmp_path: Path) -> None:

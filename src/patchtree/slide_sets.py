@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from patchtree.io.coverage import draw
 from patchtree.io.images import IMAGE_SUFFIXES
 from patchtree.io.masks import bands, read_ids
 from patchtree.io.paip import find_cases, holds_cases
-from patchtree.io.slides import Slide, is_slide
+from patchtree.io.slides import Slide, is_pyramid, is_slide, open_slide
 from patchtree.io.slides.base import Box
 from patchtree.jobs import SLIDE_SUFFIXES
 
@@ -246,19 +246,22 @@ def find_slides(root: Path) -> tuple[Found, ...]:
     for each, with the same stem. PAIP 2019's layout, ``CASE.svs`` beside ``CASE_viable.tif``, does as well.
 
     Raises:
-        InputError: slides lie among other images, a slide has no labels or two, or labels have no slide.
+        InputError: slides lie among other images, or one cannot be read; a slide has no labels or two, or labels have
+            no slide.
     """
     images = root / "images"
     if not images.is_dir():
         paip = not (root / "imagesTr").is_dir() and holds_cases(root)
         return tuple(Found(case.name, case.slide, case.viable) for case in find_cases(root)) if paip else ()
     files = sorted(path for path in images.iterdir() if not path.name.startswith("."))
-    slides = {path.stem: path for path in files if _looks_like_slide(path)}
-    if not slides:
+    first = next((path for path in files if _looks_like_slide(path, is_pyramid)), None)
+    if first is None:
         return ()
+    # Beside pyramids, a tiled TIFF of one level is a slide too; else it is one of the images that are trained on whole.
+    slides = {path.stem: path for path in files if _looks_like_slide(path, is_slide)}
     others = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path not in slides.values()]
     if others:
-        first = next(iter(slides.values()))
+        open_slide(others[0]).close()  # says why it cannot be read
         raise InputError(
             f"{others[0]}: is an image, but {first.name} beside it is a slide; keep images and slides in data sets of "
             "their own"
@@ -354,6 +357,6 @@ def _factor(shape: tuple[int, int], smaller: tuple[int, int]) -> int | None:
     return factor if fits else None
 
 
-def _looks_like_slide(path: Path) -> bool:
+def _looks_like_slide(path: Path, look: Callable[[Path], bool]) -> bool:
     suffix = path.suffix.lower()
-    return suffix in SLIDE_SUFFIXES or (suffix in _TIFFS and is_slide(path))
+    return suffix in SLIDE_SUFFIXES or (suffix in _TIFFS and look(path))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,6 +32,13 @@ def test_an_image(run: Run, tmp_path: Path) -> None:
         "highest": [values.max()],
     }
     assert abs(noise[0] - 5) < 0.3
+
+
+def test_an_image_that_knows_its_pixel_size(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, picture(), resolution=(2e4, 4e4), resolutionunit="CENTIMETER", metadata=None)
+    assert run("info", path, "--json").json[0]["mpp"] == [0.25, 0.5]
+    assert "  mpp      0.25, 0.5 µm\n" in run("info", path).out
 
 
 def test_patches_and_trees(run: Run, tmp_path: Path) -> None:

@@ -158,10 +158,10 @@ def _predict_label(one: Input, predictor: Predictor, labels: Sequence[str], flip
     """Predict one image; gives what ``predict --json`` prints of it."""
     from patchtree.image_inference import classify
     from patchtree.io.images import read_image
-    from patchtree.io.slides import is_slide
+    from patchtree.io.slides import is_pyramid
 
     started = perf_counter()
-    if is_slide(one.path):
+    if is_pyramid(one.path):
         raise InputError(f"{one.path}: is a slide, and the run labels images; give an image of it")
     image = read_image(one.path)
     try:

@@ -162,8 +162,10 @@ def _image(path: str) -> dict[str, Any]:
 
     from patchtree.detail import estimate_noise
     from patchtree.io.images import read_image
+    from patchtree.io.slides import pixel_size
 
     image = read_image(path)
+    mpp = pixel_size(path)
     pixels = image if image.ndim == 3 else image[..., None]
     axes = (0, 1)
     return {
@@ -171,6 +173,7 @@ def _image(path: str) -> dict[str, Any]:
         "shape": list(image.shape),
         "dtype": str(image.dtype),
         "bytes": image.nbytes,
+        **({} if mpp is None else {"mpp": [_round(size) for size in mpp]}),
         "lowest": [_round(value) for value in pixels.min(axes)],
         "mean": [_round(value) for value in pixels.mean(axes, dtype=np.float64)],
         "highest": [_round(value) for value in pixels.max(axes)],
@@ -292,6 +295,8 @@ def _describe(result: dict[str, Any]) -> list[str]:
     if result["kind"] == "slide":
         lines["levels"] = _describe_levels(result["levels"])
         lines["mpp"] = [f"{_say(result['mpp'])} µm" if result["mpp"] else "none; --mpp of other commands sets it"]
+    elif "mpp" in result:
+        lines["mpp"] = [f"{_say(result['mpp'])} µm"]
     width = max(map(len, lines))
     return [
         f"  {name if at == 0 else '':{width}}  {line}" for name, part in lines.items() for at, line in enumerate(part)

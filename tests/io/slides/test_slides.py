@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import patchtree.io.slides as slides
 from patchtree.errors import InputError
 from patchtree.io.images import write_image
-from patchtree.io.slides import Level, is_slide, level_for, open_slide
+from patchtree.io.slides import Level, is_pyramid, is_slide, level_for, open_slide
 from patchtree.io.slides.base import micrometres, over_background, true_downsample
 from slide_files import small_slide
 
@@ -35,6 +35,7 @@ def test_suffix_does_not_matter(pyramid: Path, tmp_path: Path) -> None:
     with open_slide(disguised) as slide:
         assert len(slide.levels) == 3
     assert is_slide(disguised)
+    assert is_pyramid(disguised)
     write_image(tmp_path / "image.png", np.zeros((1100, 20, 3), np.uint8))
     image = (tmp_path / "image.png").rename(tmp_path / "image.svs")
     with open_slide(image) as slide:
@@ -58,6 +59,27 @@ def test_large_tiffs_are_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(slides, "_LARGE", 9999)
     assert is_slide(path)
     assert open_slide(path).kind.startswith("shaped TIFF")
+
+
+def test_tiled_tiffs_that_know_their_pixel_size_are_slides_from_4096_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.zeros((100, 120), np.uint8)
+    known: dict[str, Any] = {"resolution": (4e4, 4e4), "resolutionunit": "CENTIMETER"}
+    printed: dict[str, Any] = {"resolution": (300, 300), "resolutionunit": "INCH"}
+    kinds = {"a": {"tile": (64, 64), **known}, "b": {"tile": (64, 64), **printed}, "c": known}
+    for name, options in kinds.items():
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, metadata=None, **options)
+        assert not is_slide(tmp_path / f"{name}.tif")
+    monkeypatch.setattr(slides, "_SINGLE", pixels.size - 1)
+    assert [is_slide(tmp_path / f"{name}.tif") for name in kinds] == [True, False, False]
+    # A folder of images to train on keeps them.
+    assert not any(is_pyramid(tmp_path / f"{name}.tif") for name in kinds)
+    # Images have their pixel size, too.
+    for name, mpp in {"a": (0.25, 0.25), "b": None, "c": (0.25, 0.25)}.items():
+        with open_slide(tmp_path / f"{name}.tif") as slide:
+            assert slide.mpp == (mpp and pytest.approx(mpp))
+            assert slide.kind == ("image" if name == "c" else "uniform TIFF, none, tifffile")
 
 
 def test_aperio_slides_are_slides_however_small(tmp_path: Path) -> None:

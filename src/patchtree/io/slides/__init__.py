@@ -19,7 +19,9 @@ from patchtree.io.slides.base import (
 )
 from patchtree.io.slides.source import file_system, is_url, open_source
 
-__all__ = ["Level", "Slide", "SlideReadError", "is_slide", "level_for", "need_mpp", "open_slide"]
+__all__ = [
+    "Level", "Slide", "SlideReadError", "is_pyramid", "is_slide", "level_for", "need_mpp", "open_slide", "pixel_size",
+]  # fmt: skip
 
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _PLAIN = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
@@ -27,6 +29,7 @@ _HEAD = 132  # DICOM says what it is after 128 bytes
 # What OpenSlide reads and is no TIFF; only to tell what is missing where OpenSlide is.
 _FOREIGN = (".mrxs", ".dcm", ".vms", ".vmu", ".czi", ".svslide")
 _LARGE = 2**28  # pixels: an image of 16,384 x 16,384
+_SINGLE = 2**24  # pixels of a tiled TIFF that knows their size: 4,096 x 4,096
 
 
 def open_slide(path: str | os.PathLike[str], mpp: float | Sequence[float] | None = None) -> Slide:
@@ -71,12 +74,36 @@ def open_slide(path: str | os.PathLike[str], mpp: float | Sequence[float] | None
 def is_slide(path: str | os.PathLike[str]) -> bool:
     """Whether a path is better read as a slide than as an image.
 
+    That is what `is_pyramid` says, and a tiled TIFF of over 4,096 x 4,096 pixels that says how large a pixel is.
+    """
+    return _is_slide(os.fspath(path), _SINGLE)
+
+
+def is_pyramid(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a slide wherever it lies, also among images to train on.
+
     That is a pyramid, a scanner's format, or a TIFF of over 16,384 x 16,384 pixels. False where it cannot be opened:
     `open_slide` says why.
     """
-    from patchtree.io.slides.through_tifffile import TiffSlide, is_for_parts
+    return _is_slide(os.fspath(path), _LARGE)
+
+
+def pixel_size(path: str | os.PathLike[str]) -> tuple[float, float] | None:
+    """Micrometres along a pixel of an image, (y, x), where it is a TIFF that says so.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    from patchtree.io.slides.through_tifffile import tiff_pixel_size
 
     path = os.fspath(path)
+    return tiff_pixel_size(path) if _head(path).startswith(_TIFF) else None
+
+
+def _is_slide(path: str, single: int) -> bool:
+    """Whether a path is a slide; one of a single level, if it has more pixels than `single` and says their size."""
+    from patchtree.io.slides.through_tifffile import TiffSlide, is_for_parts
+
     try:
         if _is_zarr(path):
             return True
@@ -86,8 +113,9 @@ def is_slide(path: str | os.PathLike[str]) -> bool:
         if not is_url(path) and not is_for_parts(path, _LARGE):
             return False
         with _tiff(path, None) as slide:
-            large = len(slide.levels) > 1 or slide.shape[0] * slide.shape[1] > _LARGE
-            return large or not isinstance(slide, TiffSlide) or slide.scanned
+            if len(slide.levels) > 1 or not isinstance(slide, TiffSlide) or slide.scanned:
+                return True
+            return slide.shape[0] * slide.shape[1] > (_LARGE if slide.mpp is None else single)
     except (InputError, OSError):
         return False
 
@@ -142,7 +170,7 @@ def _tiff(path: str, mpp: tuple[float, float] | None) -> Slide:
         if is_url(path) or not find_spec("openslide"):
             raise
         return _openslide(path, mpp)
-    return _image(path, mpp)
+    return _image(path, mpp or pixel_size(path))
 
 
 def _openslide(path: str, mpp: tuple[float, float] | None) -> Slide:

@@ -259,6 +259,12 @@ def is_for_parts(path: str, large: int) -> bool:
         source.close()
 
 
+def tiff_pixel_size(path: str) -> tuple[float, float] | None:
+    """Micrometres along a pixel of the first image of a TIFF, (y, x), if it says so."""
+    with decoding(path, "TIFF"), tifffile.TiffFile(path) as tif:
+        return _pixel_size(tif, tif.series[0])
+
+
 def _pyramid(path: str, tif: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
     """Levels of the largest image in a file, finest first: a label or an overview beside it is no level."""
     images = [series for series in tif.series if not series.keyframe.is_reduced and 0 not in series.shape]
