@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from monai.inferers import SlidingWindowInferer
-from monai.networks.nets import UNet
+from monai.inferers.inferer import SlidingWindowInferer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -22,6 +22,7 @@ from patchtree.cache import Cached
 from patchtree.data import Windows
 from patchtree.losses import segmentation_loss
 from patchtree.patcher import Patcher
+from patchtree.training import choose_precision
 
 _IGNORED = -1
 _FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
@@ -35,7 +36,8 @@ class Settings:
         scale: of the network's input; 0.5 halves the image's sides.
         crop: side of a crop in pixels of the network's input.
         batch_size: crops a step.
-        lr: highest learning rate of AdamW, warmed up and then lowered along a cosine.
+        lr: highest learning rate.
+        course: how the weights are taught, see `COURSES`.
         foreground: share of crops that show a rare class.
         overlap: of the sliding windows, blended by a Gaussian.
         seed: of everything random.
@@ -46,16 +48,41 @@ class Settings:
     crop: int = 256
     batch_size: int = 8
     lr: float = 1e-3
+    course: str = "adamw"
     foreground: float = 0.5
     overlap: float = 0.25
     seed: int = 0
     workers: int = 1
 
 
-def make_unet(channels: int, classes: int, width: int) -> nn.Module:
-    """Make MONAI's U-Net as its tutorials do: five stages, residual units, instance norm."""
-    widths = [width << stage for stage in range(5)]
-    return UNet(2, channels, classes, widths, strides=(2,) * 4, num_res_units=2, norm="INSTANCE")
+@dataclass(frozen=True)
+class Course:
+    """How weights are taught.
+
+    Attributes:
+        optimiser: parameters and the highest learning rate -> optimiser.
+        rate: share of the time that has passed -> learning rate, times the highest.
+        clip: largest norm of the gradient.
+    """
+
+    optimiser: Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+    rate: Callable[[float], float]
+    clip: float
+
+
+def warmed_cosine(done: float) -> float:
+    return min(1.0, done / 0.05 + 0.01) * (1 + math.cos(math.pi * done)) / 2
+
+
+def polynomial(done: float) -> float:
+    return float((1 - done) ** 0.9)
+
+
+COURSES = {
+    "adamw": Course(torch.optim.AdamW, warmed_cosine, clip=1.0),
+    # nnU-Net's.
+    "sgd": Course(partial(torch.optim.SGD, momentum=0.99, nesterov=True, weight_decay=3e-5), polynomial, clip=12.0),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +114,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         target = ids.astype(np.int16)
         if self.windows.ignore is not None:
             target[ids == self.windows.ignore] = _IGNORED
-        target = cv2.resize(target, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        target = np.asarray(cv2.resize(target, image.shape[1::-1], interpolation=cv2.INTER_NEAREST), np.int16)
         below, right = (max(0, self.settings.crop - side) for side in target.shape)
         image = np.pad(image, ((0, below), (0, right), (0, 0)))
         target = np.pad(target, ((0, below), (0, right)), constant_values=_IGNORED)
@@ -97,7 +124,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 def normalise(image: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]) -> NDArray[np.float32]:
     """Bring an image ``(H, W)`` or ``(H, W, C)`` to mean 0 and deviation 1, ``(H, W, C)``."""
     values = np.atleast_3d(image).astype(np.float32) / np.float32(_FULL_SCALE.get(image.dtype.name, 1.0))
-    return (values - mean.astype(np.float32)) / np.maximum(std, 1e-6).astype(np.float32)
+    return np.asarray((values - mean.astype(np.float32)) / np.maximum(std, 1e-6).astype(np.float32))
 
 
 def resize(image: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
@@ -109,28 +136,43 @@ def resize(image: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
 
 
 def train(network: nn.Module, crops: Crops, seconds: float, device: torch.device) -> int:
-    """Train for a time; give the number of steps."""
+    """Train for a time, in bfloat16 where patchtree would; give the number of steps, 0 if there is no time."""
     settings, begin = crops.settings, time.monotonic()
+    course = COURSES[settings.course]
     # A sampler of plain numbers, and far more of them than there is time for.
     loader = DataLoader(crops, settings.batch_size, sampler=range(1 << 40), num_workers=settings.workers)
-    optimiser = torch.optim.AdamW(network.parameters(), settings.lr)
+    optimiser = course.optimiser(network.parameters(), settings.lr)
     network.train().to(device)
+    half = choose_precision("gpu" if device.type == "cuda" else "cpu") == "bf16-mixed"
     steps = 0
     for images, target in loader:
-        done = (time.monotonic() - begin) / seconds
-        if done >= 1:
+        passed = time.monotonic() - begin
+        if passed >= seconds:
             break
+        done = passed / seconds
         for group in optimiser.param_groups:
-            group["lr"] = settings.lr * min(1.0, done / 0.05 + 0.01) * (1 + math.cos(math.pi * done)) / 2
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            group["lr"] = settings.lr * course.rate(done)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             logits = network(images.to(device))
-        loss = segmentation_loss(logits.movedim(1, -1), one_hot(target.to(device), logits.shape[1]))
+        loss = supervise(logits, target.to(device))
         optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), course.clip)
         optimiser.step()
         steps += 1
     return steps
+
+
+def supervise(logits: Tensor, target: Tensor) -> Tensor:
+    """Give the loss of logits ``(B, K, H, W)``, or of several such, ``(B, n, K, H, W)``, each half the one before."""
+    outputs = logits.unbind(1) if logits.ndim == 5 else (logits,)
+    weights = [0.5**at for at in range(len(outputs))]
+    counts = one_hot(target, outputs[0].shape[1])
+    losses = [
+        weight * segmentation_loss(output.movedim(1, -1), counts)
+        for weight, output in zip(weights, outputs, strict=True)
+    ]
+    return torch.stack(losses).sum() / sum(weights)
 
 
 def one_hot(target: Tensor, classes: int) -> Tensor:
@@ -153,3 +195,14 @@ def predict(network: nn.Module, image: NDArray[Any], settings: Settings, device:
     if settings.scale != 1:
         logits = nn.functional.interpolate(logits.float(), image.shape[:2], mode="bilinear")
     return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def count_windows(shape: tuple[int, ...], settings: Settings) -> int:
+    """Count the crops that `predict` slides over an image ``(H, W)``.
+
+    >>> count_windows((256, 449), Settings(crop=256, overlap=0.25))
+    3
+    """
+    step = max(1, int(settings.crop * (1 - settings.overlap)))
+    sides = (max(1, round(settings.scale * side)) for side in shape)
+    return math.prod(1 + max(0, -(-(side - settings.crop) // step)) for side in sides)

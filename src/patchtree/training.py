@@ -191,7 +191,7 @@ def train(
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     if workers is not None and workers < 0:
         raise InputError(f"workers {workers} is not possible; give 0 or more")
-    precision = precision or _precision(accelerator)
+    precision = precision or choose_precision(accelerator)
     _check_machines(accelerator, devices, num_nodes, strategy, precision)
     main = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     say = report if main else (lambda line: None)
@@ -567,7 +567,15 @@ def _workers(asked: int | None) -> int:
     return max(1, min(8, cores // 2))
 
 
-def _precision(accelerator: str) -> Any:
+def choose_precision(accelerator: str) -> str:
+    """Choose what to train in, a name that Lightning knows, by what the machine has instructions for; see `train`.
+
+    >>> choose_precision("cpu") in ("bf16-mixed", "32-true")
+    True
+
+    Args:
+        accelerator: ``"cpu"``, ``"gpu"``, ...
+    """
     if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not there in every release of torch
