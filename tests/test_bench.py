@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,22 @@ def test_fresh_tells_what_became_of_a_case(case: dict[str, Any], result: dict[st
     script.write_text(SCRIPT)
     timeout = 1 if "sleep" in case else 60
     assert common.fresh(str(script), case, threads=3, timeout=timeout, memory=1 << 29) == result
+
+
+EXAMPLES = [
+    "common",
+    "peers.crops",
+    "peers.nnunet_plan",
+    "peers.uniform",
+    "segmentation.methods",
+    "segmentation.scores",
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_in_docstrings(name: str) -> None:
+    tried = doctest.testmod(import_module(f"bench.{name}"), optionflags=doctest.ELLIPSIS)
+    assert (tried.failed, tried.attempted > 0) == (0, True)
 
 
 # Tokenize
@@ -524,10 +542,11 @@ def test_uniform_takes_the_finest_patches_everywhere(shape: tuple[int, int]) -> 
     from patchtree.budget import with_budget
     from patchtree.patcher import Patcher
 
-    asked = uniform.options([shape, (256, 256), (256, 256)], tokens=300)
+    # Three of one size, so that it is the median one that the budget is of.
+    asked = uniform.options([(256, 256)] * 3, [shape] * 9, tokens=300)
     patcher = Patcher.from_dict(Patcher(asked["patch_size"], asked["budget"], detail=asked["detail"]).to_dict())
     density = asked["budget"] / 256**2
-    for height, width in (shape, tuple(min(side, asked["window"]) for side in shape)):
+    for height, width in (shape, (256, 256)):
         tree = with_budget(patcher, (height, width), density).plan(np.zeros((height, width, 3), np.uint8))
         assert not tree.level.any()
         assert len(tree) == prod(-(-side // 16) for side in (height, width))
@@ -537,4 +556,4 @@ def test_uniform_refuses_what_would_not_be_uniform() -> None:
     from bench.peers import uniform
 
     with pytest.raises(pt.errors.InputError, match="patches"):
-        uniform.options([(8192, 8192)], tokens=300)
+        uniform.options([(64, 64)], [(8192, 8192)], tokens=300)

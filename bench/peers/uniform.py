@@ -29,14 +29,17 @@ class Everywhere:
 DETAILS["everywhere"] = Everywhere
 
 
-def options(shapes: Sequence[tuple[int, int]], tokens: int, patch_size: int = 16) -> dict[str, Any]:
+def options(
+    shapes: Sequence[tuple[int, int]], held_out: Sequence[tuple[int, int]], tokens: int, patch_size: int = 16
+) -> dict[str, Any]:
     """Give what `patchtree.training.train` needs for a uniform grid at level 0, of images and of windows.
 
-    >>> options([(320, 320)], tokens=300)
+    >>> options([(320, 320)], [], tokens=300)
     {'detail': Everywhere(), 'patch_size': 16, 'budget': 401, 'window': 256}
 
     Args:
-        shapes: ``(H, W)`` of all images, in pixels.
+        shapes: ``(H, W)`` of the images that are trained and validated on, in pixels.
+        held_out: those of the images that are predicted.
         tokens: in a training window, about.
         patch_size: pixels on a side of a patch.
 
@@ -44,10 +47,10 @@ def options(shapes: Sequence[tuple[int, int]], tokens: int, patch_size: int = 16
         InputError: an image has more patches than patchtree takes of one.
     """
     window = choose_window(1 / patch_size**2, tokens)
-    largest = max(_patches(shape, patch_size) for shape in shapes)
+    largest = max(_patches(shape, patch_size) for shape in (*shapes, *held_out))
     if largest > RunConfig.most:
         raise InputError(f"an image has {largest:,} patches of {patch_size} px, patchtree takes {RunConfig.most:,}")
-    seen = [*shapes, *((min(height, window), min(width, window)) for height, width in shapes)]
+    seen = [*shapes, *held_out, *((min(height, window), min(width, window)) for height, width in shapes)]
     # A budget is given in proportion to the area; patches that are partly outside need more than their share.
     density = max(_patches(shape, patch_size) / prod(shape) for shape in seen)
     budget = ceil(density * median(prod(shape) for shape in shapes)) + 1

@@ -13,7 +13,7 @@ from bench.common import Case
 from bench.peers.networks import NETWORKS
 from numpy.typing import NDArray
 
-from patchtree.datasets import find_data, split_data
+from patchtree.datasets import choose, find_data, split_data
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,11 @@ def train_uniform(case: Case) -> Trained:
     from patchtree.io.images import image_size
 
     def options() -> dict[str, Any]:
-        shapes = [image_size(pair.image) for root in ("train", "data") for pair in find_data(case[root]).pairs]
-        return uniform.options(shapes, 1024 if torch.cuda.is_available() else 300)
+        shapes, held_out = (
+            [image_size(pair.image) for pair in part.pairs]
+            for part in (find_data(case["train"]), choose(find_data(case["data"]), case["test"]))
+        )
+        return uniform.options(shapes, held_out, tokens=1024 if torch.cuda.is_available() else 300)
 
     return _train_tree(case, options)
 

@@ -45,12 +45,12 @@ def micro(table: NDArray[Any]) -> NDArray[np.float64]:
 
     ``(..., K, K)`` -> ``(...)``; nan without foreground.
 
-    >>> micro(np.array([[5, 1, 0], [0, 2, 1], [0, 0, 3]])).round(3)
-    np.float64(0.833)
+    >>> float(micro(np.array([[5, 1, 0], [0, 2, 1], [0, 0, 3]])).round(3))
+    0.769
     """
     both = np.diagonal(table, axis1=-2, axis2=-1)[..., 1:].sum(-1)
     sums = table[..., 1:, :].sum((-1, -2)) + table[..., 1:].sum((-1, -2))
-    return np.where(sums > 0, 2 * both / np.maximum(sums, 1), np.nan)[()]
+    return np.asarray(np.where(sums > 0, 2 * both / np.maximum(sums, 1), np.nan), np.float64)
 
 
 def hausdorff(ids: NDArray[Any], mask: NDArray[Any], dataset: DataSet) -> list[float | None]:
