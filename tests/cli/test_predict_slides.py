@@ -10,8 +10,11 @@ import shapely
 import tifffile
 from PIL import Image
 
+from patchtree.cli.predict import _outline
 from patchtree.errors import InputError
+from patchtree.io import outlines
 from patchtree.io.images import read_image, write_image
+from patchtree.io.pyramids import write_class_map
 from patchtree.io.slides import open_slide
 from patchtree.runs import load_config, save_config
 from slide_files import small_slide
@@ -209,3 +212,17 @@ def test_pixel_sizes_that_differ_or_are_not_there(run: Run, trained: Trained, sl
     result = run("predict", trained.run, bare, "--out", tmp_path / "out")
     assert result.code == 0
     assert "has no pixel size, so its mask has none; --mpp sets it" in result.err
+
+
+def test_outlines_of_too_many_corners_are_those_of_a_coarser_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.zeros((800, 1200), np.uint8)
+    ids[100:500, 200:900] = 1
+    # Dots of one pixel have many corners, and are gone from the next level.
+    ids[600:700:4, ::4] = 1
+    write_class_map(tmp_path / "ids.tif", ids.shape, lambda y0, x0, y1, x1: ids[y0:y1, x0:x1])
+    monkeypatch.setattr(outlines, "_MOST_CORNERS", 1000)
+    with open_slide(tmp_path / "ids.tif") as mask, pytest.warns(UserWarning, match=r"so outlines are coarser, to 2 pi"):
+        found = _outline(mask, {"glass": 0, "cells": 1})
+    assert [one.area for one in found.polygons] == [400 * 700]

@@ -24,7 +24,7 @@ from patchtree.io.simplify import Rings, simplify
 if TYPE_CHECKING:
     from patchtree.io.slides import Slide
 
-_MOST_CORNERS = 20_000_000  # some 2 GB while they are linked up
+_MOST_CORNERS = 3_000_000  # some 0.7 GB with the polygons made of them
 
 
 def outline(
@@ -56,7 +56,7 @@ def outline(
 
     Raises:
         InputError: the bands differ in width or hold no whole numbers, the tolerance is negative, or the mask has more
-            than 20 million corners.
+            than 3 million corners.
     """
     if not 0 <= tolerance < np.inf:
         raise InputError(f"a tolerance of {tolerance} pixels is not possible; give 0 or more")
