@@ -6,12 +6,15 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
 from patchtree.errors import InputError
 from patchtree.jobs import Input, States, find_inputs, fingerprint, read_manifest, take_part
+from slide_files import small_slide
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -33,6 +36,28 @@ def test_folders_hold_images_and_slides(tmp_path: Path) -> None:
     touch(tmp_path, "b.SVS", "a.tif", "c.ome.zarr/zarr.json", "d.mrxs", "d/Data0000.dat", "e.ndpi", "x/deep.svs")
     touch(tmp_path, "notes.txt", "._b.svs", "d.xml", "f.png/inside", "g.zarr")
     assert names(tmp_path) == ["a", "b", "c.ome", "d", "e"]
+
+
+def test_folders_hold_slides_whatever_their_suffix(tmp_path: Path) -> None:
+    slide, _ = small_slide(tmp_path, (600, 700))
+    folder = tmp_path / "in"
+    for name in ("a.qptiff", "b.btf", "c.tif", "d", "e.bigtiff", "._f"):
+        touch(folder, name)
+        (folder / name).write_bytes(slide.read_bytes())
+    touch(folder, "g/.zattrs", "h.qptiff", "i.txt", "x/Data0000.dat")
+    (folder / "j.txt").write_text("II* is what TIFFs begin with")
+    assert names(folder) == ["a", "b", "c", "d", "e", "g", "h"]
+
+
+def test_folders_tell_what_they_leave_out(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs", "b.dcm", "c.dcm", "d.vsi", "notes.txt", "e.xml")
+    tifffile.imwrite(tmp_path / "f.lsm", np.zeros((8, 8), np.uint8))
+    with pytest.warns(UserWarning, match="left out are") as caught:
+        assert names(tmp_path) == ["a"]
+    assert [str(one.message) for one in caught] == [
+        f"{tmp_path}: left out are b.dcm, c.dcm, d.vsi and 1 more; name those to take, one file of each slide, "
+        "or export them as OME-TIFF"
+    ]
 
 
 def test_an_ome_zarr_is_no_folder_of_slides(tmp_path: Path) -> None:

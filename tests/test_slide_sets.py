@@ -250,6 +250,13 @@ def test_bad_data(spoil: Any, message: str, data: Path) -> None:
         find_data(data)
 
 
+def test_suffixes_of_slides_do_not_matter(data: Path) -> None:
+    (data / "images" / "a.tif").rename(data / "images" / "a.bigtiff")
+    (data / "images" / "b.tif").rename(data / "images" / "b")
+    (data / "images" / "notes.txt").touch()
+    assert [one.name for one in find_slides(data)] == ["a", "b"]
+
+
 def test_a_tiled_tiff_beside_pyramids_is_a_slide(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patchtree.io.slides._SINGLE", 1)
     for folder, options in (("images", {"photometric": "rgb"}), ("masks", {})):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,21 @@ from patchtree.errors import InputError
 from patchtree.files import replacing
 from patchtree.io.images import IMAGE_SUFFIXES
 from patchtree.io.paip import without_masks
-from patchtree.io.slides import is_slide
+from patchtree.io.slides import is_slide, is_tiff
 from patchtree.io.slides.source import is_url
 from patchtree.tables import read_table
 
 T = TypeVar("T")
 
-# What a folder is searched for. Not DICOM and no folder of Hamamatsu's VMS, of which several files are one slide.
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".czi", ".zarr")
+# What is worked on in a folder, damaged or not; slides in TIFF and OME-Zarr are known without a suffix.
+SLIDE_SUFFIXES = (
+    ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".czi", ".zarr", ".qptiff", ".btf", ".tf2", ".tf8",
+)  # fmt: skip
+# What is not: several files are one slide, or nothing here reads them.
+_LEFT_OUT = (".dcm", ".vms", ".vmu", ".vsi", ".isyntax", ".i2syntax", ".lif", ".nd2", ".oir")
 
 _FOLDER = ".patchtree"
+_SHOWN = 3  # names of a list
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,9 @@ def find_inputs(
     """List what to work on, each once: files, what is in folders, what patterns match, the rows of a manifest.
 
     A pattern is a path with ``*``, ``?`` or ``[...]`` that is no file itself; ``**`` stands for folders in folders. The
-    images and slides of a folder, and what a pattern matches, are sorted by name; hidden files are left out. Whether a
-    single file exists is not looked at.
+    images and slides of a folder, and what a pattern matches, are sorted by name; hidden files are left out. A slide in
+    TIFF or OME-Zarr is taken whatever its suffix; a warning tells of other slides. Whether a single file exists is not
+    looked at.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -254,14 +261,31 @@ def _open_folder(path: str) -> list[str]:
     """List the images and slides in a folder, but no masks beside PAIP's slides; anything else stands for itself."""
     if not os.path.isdir(path) or is_slide(path):
         return [str(Path(path))]
-    names = (
-        entry.name
-        for entry in os.scandir(path)
-        if not entry.name.startswith(".")
-        and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES + SLIDE_SUFFIXES
-        and entry.is_dir() == (Path(entry.name).suffix.lower() == ".zarr")
-    )
+    entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+    names = [entry.name for entry in entries if _is_input(entry)]
+    left_out = sorted({entry.name for entry in entries if _is_left_out(entry)} - set(names))
+    if left_out:
+        more = f" and {len(left_out) - _SHOWN:,} more" if len(left_out) > _SHOWN else ""
+        warnings.warn(
+            f"{path}: left out are {', '.join(left_out[:_SHOWN])}{more}; name those to take, one file of each slide, or "
+            "export them as OME-TIFF",
+            stacklevel=2,
+        )
     return sorted(str(Path(path, name)) for name in without_masks(names))
+
+
+def _is_input(entry: os.DirEntry[str]) -> bool:
+    """Whether something in a folder is an image or a slide: by its suffix, damaged or not, else by what it is."""
+    suffix = Path(entry.name).suffix.lower()
+    if suffix in IMAGE_SUFFIXES + SLIDE_SUFFIXES:
+        return entry.is_dir() == (suffix == ".zarr")
+    return (entry.is_dir() or is_tiff(entry.path)) and is_slide(entry.path)
+
+
+def _is_left_out(entry: os.DirEntry[str]) -> bool:
+    """Whether what is no input looks like one."""
+    suffix = Path(entry.name).suffix.lower()
+    return suffix in _LEFT_OUT or (suffix not in IMAGE_SUFFIXES + SLIDE_SUFFIXES and is_tiff(entry.path))
 
 
 def _read_row(manifest: Path, line: int, row: Mapping[str | None, Any]) -> Input:

@@ -18,7 +18,7 @@ from patchtree.io.coverage import draw
 from patchtree.io.images import IMAGE_SUFFIXES
 from patchtree.io.masks import bands, read_ids
 from patchtree.io.paip import find_cases, holds_cases
-from patchtree.io.slides import Slide, is_pyramid, is_slide, open_slide
+from patchtree.io.slides import Slide, is_pyramid, is_slide, is_tiff, open_slide
 from patchtree.io.slides.base import Box
 from patchtree.jobs import SLIDE_SUFFIXES
 
@@ -359,4 +359,5 @@ def _factor(shape: tuple[int, int], smaller: tuple[int, int]) -> int | None:
 
 def _looks_like_slide(path: Path, look: Callable[[Path], bool]) -> bool:
     suffix = path.suffix.lower()
-    return suffix in SLIDE_SUFFIXES or (suffix in _TIFFS and look(path))
+    unknown = suffix not in IMAGE_SUFFIXES and is_tiff(path)
+    return suffix in SLIDE_SUFFIXES or ((suffix in _TIFFS or unknown) and look(path))

@@ -20,7 +20,8 @@ from patchtree.io.slides.base import (
 from patchtree.io.slides.source import file_system, is_url, open_source
 
 __all__ = [
-    "Level", "Slide", "SlideReadError", "is_pyramid", "is_slide", "level_for", "need_mpp", "open_slide", "pixel_size",
+    "Level", "Slide", "SlideReadError", "is_pyramid", "is_slide", "is_tiff", "level_for", "need_mpp", "open_slide",
+    "pixel_size",
 ]  # fmt: skip
 
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -86,6 +87,14 @@ def is_pyramid(path: str | os.PathLike[str]) -> bool:
     `open_slide` says why.
     """
     return _is_slide(os.fspath(path), _LARGE)
+
+
+def is_tiff(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as TIFFs do, whatever its suffix; no folder does, nor what cannot be read."""
+    try:
+        return _head(os.fspath(path)).startswith(_TIFF)
+    except (InputError, OSError):
+        return False
 
 
 def pixel_size(path: str | os.PathLike[str]) -> tuple[float, float] | None:
