@@ -267,8 +267,8 @@ def _open_folder(path: str) -> list[str]:
     if left_out:
         more = f" and {len(left_out) - _SHOWN:,} more" if len(left_out) > _SHOWN else ""
         warnings.warn(
-            f"{path}: left out are {', '.join(left_out[:_SHOWN])}{more}; name those to take, one file of each slide, or "
-            "export them as OME-TIFF",
+            f"{path}: left out are {', '.join(left_out[:_SHOWN])}{more}; name those to take, one file of each slide, "
+            "or export them as OME-TIFF",
             stacklevel=2,
         )
     return sorted(str(Path(path, name)) for name in without_masks(names))
