@@ -32,6 +32,7 @@ from patchtree.patcher import Patcher, Patches
 from patchtree.slides.cut import cut_halved
 from patchtree.slides.halved import Halved, threads
 from patchtree.slides.lazy import finest_level, opened, refine_halved
+from patchtree.slides.lenient import Lenient
 from patchtree.tree import Tree, cover_level
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ _BAND = 1 << 26
 # Bytes of layers that are held for regions to come, and of tiles.
 _HELD = 128 << 20
 _CACHE = 128 << 20
+_BAD_TILES = "bad-tiles.txt"
 
 
 class InPatches(Protocol):
@@ -117,7 +119,7 @@ def predict_slide(
 
     Args:
         predictor: such as `patchtree.inference.load` gives.
-        slide: what `open_slide` gave.
+        slide: what `open_slide` gave; as `patchtree.slides.lenient.Lenient`, what cannot be read of it is background.
         out: the file to write, a TIFF; its folder exists.
         key: what else the prediction depends on, such as the model; what was begun with another is not gone on with.
         probabilities: an OME-Zarr folder to write the probabilities to as well, in 8 bits; that takes much longer.
@@ -144,6 +146,8 @@ def predict_slide(
     dtype = np.uint8 if classes <= 256 else np.uint16
     about = f"{key}; {shape}, tokens {tokens}, min_mpp {min_mpp}, smooth {predictor.smooth}, density {config.density}"
     regions = Regions.open(out, shape, about, _SIDE, dtype, resume=resume)
+    if isinstance(slide, Lenient):
+        slide.keep_log(regions.folder / _BAD_TILES)
     halved = Halved(slide, _CACHE)
     with threads(workers) as pool:
         view = _View(halved, pool, replace(Patcher.from_dict(config.patcher), max_level=None), min_mpp)
@@ -161,6 +165,8 @@ def predict_slide(
         counts = work.write(out, slide.mpp, ome, classes, progress)
         if probabilities is not None:
             work.write_probabilities(Path(probabilities), slide.mpp, config.labels, progress)
+    if isinstance(slide, Lenient):
+        slide.keep_log(None)
     regions.remove()
     return {
         "windows": total,

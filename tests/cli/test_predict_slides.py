@@ -195,6 +195,23 @@ def test_one_bad_slide_stops_nothing(run: Run, trained: Trained, slide: Path, tm
     assert not (tmp_path / "out" / "bad.tif").exists()
 
 
+def test_bad_tiles_may_be_background(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bad.tif"
+    data = bytearray(slide.read_bytes())
+    with tifffile.TiffFile(slide) as file:
+        page = file.pages[0]
+        for offset, count in zip(page.dataoffsets[5:9], page.databytecounts[5:9], strict=True):
+            data[offset : offset + count] = bytes(count)
+    path.write_bytes(data)
+    words = ("predict", trained.run, path, "--out", tmp_path / "out", "--overlay", "--json")
+    assert run(*words).code == 1
+    result = run(*words, "--resume", "--skip-bad-tiles")
+    assert result.code == 0
+    assert 1 <= result.json[0]["bad_tiles"] <= 4
+    assert result.err.startswith(f"warning: {path}: {result.json[0]['bad_tiles']} tile")
+    assert outputs(tmp_path / "out") == ["bad.tif", "bad_overlay.png"]
+
+
 def test_pixel_sizes_that_differ_or_are_not_there(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
     config = load_config(trained.run)
     other = tmp_path / "run"

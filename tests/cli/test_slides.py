@@ -379,6 +379,26 @@ def test_a_bad_slide_is_told_and_the_rest_is_done(
         assert run("info", path).failed_with(str(path), word)
 
 
+def test_bad_tiles_may_be_background(run: Run, many: Path, slide: Path, tmp_path: Path) -> None:
+    (many / "b.tif").unlink()
+    path = shutil.copy(slide, many / "b.tif")
+    bad_tile(path)
+    words = ("patch", many, "--out", tmp_path / "out", *OPTIONS, "--budget", 200, "--json", "--resume")
+    assert run(*words).code == 1
+    result = run(*words, "--skip-bad-tiles")
+    assert (result.code, len(result.json)) == (0, 4)
+    count = result.json[1]["bad_tiles"]
+    assert count > 1
+    [line] = result.err.splitlines()
+    assert line.startswith(
+        f"warning: {path}: {count} tiles cannot be read and count as background, the first at level 0"
+    )
+    state = json.loads((tmp_path / "out" / ".patchtree" / "b.json").read_text())
+    assert (state["state"], state["result"]["bad_tiles"]) == ("done", count)
+    assert "bad_tiles" not in result.json[0]  # it was done before
+    assert "bad_tiles" not in run(*words[:-1]).json[0]
+
+
 def test_a_level_that_is_missing(run: Run, slide: Path, tmp_path: Path) -> None:
     """With levels 0 and 2 alone the same tree comes of it, but for what compression did to level 1."""
     with tifffile.TiffFile(slide) as file, tifffile.TiffWriter(tmp_path / "odd.tif") as writer:

@@ -26,6 +26,7 @@ import typer
 from patchtree.errors import InputError
 
 if TYPE_CHECKING:
+    from patchtree.io.slides import Slide
     from patchtree.jobs import Input
 
 P = ParamSpec("P")
@@ -49,6 +50,12 @@ Manifest = Annotated[
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Skip what was finished with the same options; do again what failed.")
+]
+SkipBadTiles = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad-tiles", help="Take what cannot be read of a slide as background and count it, instead of failing."
+    ),
 ]
 NumParts = Annotated[int, typer.Option(help="Share the inputs out among so many calls, such as those of a job array.")]
 PartId = Annotated[int | None, typer.Option(help="Which of those parts to do, from 0.")]
@@ -334,6 +341,29 @@ def opens_as_slide(one: Input) -> bool:
     from patchtree.io.slides import is_slide
 
     return Path(one.path).suffix.lower() not in IMAGE_SUFFIXES or is_slide(one.path)
+
+
+def open_input(one: Input, skip_bad_tiles: bool = False) -> Slide:
+    """Open an input as a slide; what cannot be read of it is background where that is wanted.
+
+    Raises:
+        InputError: it is none.
+    """
+    from patchtree.io.slides import open_slide
+    from patchtree.slides.lenient import Lenient
+
+    slide = open_slide(one.path, one.mpp)
+    return Lenient(slide) if skip_bad_tiles else slide
+
+
+def tell_bad_tiles(slide: Slide) -> dict[str, int]:
+    """Warn of the tiles that were taken as background; gives their number for ``--json``, where they may be."""
+    from patchtree.slides.lenient import Lenient
+
+    if not isinstance(slide, Lenient):
+        return {}
+    slide.warn()
+    return {"bad_tiles": len(slide.bad)}
 
 
 Report = Callable[[str, int, int], None]  # what is counted, how many are done, and of how many

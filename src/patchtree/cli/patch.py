@@ -21,6 +21,7 @@ from patchtree.cli.common import (
     NumParts,
     PartId,
     Resume,
+    SkipBadTiles,
     Workers,
     at_once,
     describe_mpp,
@@ -28,7 +29,9 @@ from patchtree.cli.common import (
     do_jobs,
     gather_inputs,
     given,
+    open_input,
     opens_as_slide,
+    tell_bad_tiles,
     verb,
 )
 from patchtree.errors import InputError
@@ -72,6 +75,7 @@ def patch(
     min_mpp: MinMpp = None,
     manifest: Manifest = None,
     resume: Resume = False,
+    skip_bad_tiles: SkipBadTiles = False,
     num_parts: NumParts = 1,
     part_id: PartId = None,
     workers: Workers = None,
@@ -107,7 +111,14 @@ def patch(
         one = one if one.mpp is not None else replace(one, mpp=mpp)
         outputs = out / f"{one.name}.npz", out / f"{one.name}_leaves.png"
         work = partial(
-            patch_input, one, patcher, *outputs, min_mpp=min_mpp, workers=workers, must_fit=patch_size is not None
+            patch_input,
+            one,
+            patcher,
+            *outputs,
+            min_mpp=min_mpp,
+            workers=workers,
+            must_fit=patch_size is not None,
+            skip_bad_tiles=skip_bad_tiles,
         )
         jobs.append(Job((one.path,), outputs, at_once(work), {**settings, "mpp": one.mpp}))
     do_jobs("Patching", jobs, out, _describe, json, failed, resume, num_parts, part_id)
@@ -121,6 +132,7 @@ def patch_input(
     min_mpp: float | None = None,
     workers: int | None = None,
     must_fit: bool = False,
+    skip_bad_tiles: bool = False,
 ) -> dict[str, Any]:
     """Patch an image or a slide, write what comes of it, and measure it.
 
@@ -132,15 +144,14 @@ def patch_input(
         min_mpp: micrometres a pixel of the finest patches wanted, which makes any image a slide.
         workers: threads that read a slide.
         must_fit: refuse what is smaller than one patch.
+        skip_bad_tiles: what cannot be read of a slide is background.
 
     Returns:
         What ``patch --json`` prints of it.
     """
-    from patchtree.io.slides import open_slide
-
     if min_mpp is None and not opens_as_slide(source):
         return patch_image(Path(source.path), patcher, arrays, picture, must_fit)
-    with open_slide(source.path, source.mpp) as slide:
+    with open_input(source, skip_bad_tiles) as slide:
         return patch_slide(slide, patcher, arrays, picture, min_mpp, workers, must_fit)
 
 
@@ -229,6 +240,7 @@ def patch_slide(
         **_count(tree),
         **_measure_tissue(tree, patcher),
         "read": metered.pixels / (slide.shape[0] * slide.shape[1]),
+        **tell_bad_tiles(slide),
         "seconds": {name: times[at + 1] - times[at] for at, name in enumerate(("patch", "save", "draw"))},
         "files": [str(arrays), str(picture)],
     }

@@ -28,13 +28,16 @@ from patchtree.cli.common import (
     Report,
     Resume,
     Run,
+    SkipBadTiles,
     Workers,
     at_once,
     describe_mpp,
     do_jobs,
     gather_inputs,
     given,
+    open_input,
     opens_as_slide,
+    tell_bad_tiles,
     tell_error,
     verb,
 )
@@ -117,6 +120,7 @@ def predict(
     device: Device = None,
     manifest: Manifest = None,
     resume: Resume = False,
+    skip_bad_tiles: SkipBadTiles = False,
     num_parts: NumParts = 1,
     part_id: PartId = None,
     workers: Workers = None,
@@ -148,6 +152,7 @@ def predict(
     if task == "classify":
         refuse(probabilities=probabilities, geojson=geojson, overlay=overlay, mpp=mpp, min_mpp=min_mpp)
         refuse(resume=resume, num_parts=num_parts != 1, part_id=part_id is not None, workers=workers)
+        refuse(skip_bad_tiles=skip_bad_tiles)
         return predict_labels(predictor, inputs, out, flips, json, failed)
     slides = [one for one in inputs if opens_as_slide(one)]
     if slides and flips:
@@ -160,8 +165,8 @@ def predict(
         one = one if one.mpp is not None else replace(one, mpp=mpp)
         wanted = _wanted(out, one.name, ".ome.tif" if format is Format.ome_tiff else ".tif", options, ".zarr")
         ome = format is Format.ome_tiff
-        work = partial(predict_slide, one, predictor, wanted, model, ome, min_mpp, workers, resume)
-        derive = partial(derive_from_slide, one, predictor.config.labels, wanted)
+        work = partial(predict_slide, one, predictor, wanted, model, ome, min_mpp, workers, resume, skip_bad_tiles)
+        derive = partial(derive_from_slide, one, predictor.config.labels, wanted, skip_bad_tiles)
         jobs.append(Job((one.path,), wanted.predicted, work, {**settings, "mpp": one.mpp}, wanted.derived, derive))
     do_jobs("Predicting", jobs, out, _describe, json, failed + missed, resume, num_parts, part_id)
 
@@ -216,6 +221,7 @@ def derive_from_image(
         files: the image, or its channels.
         config: of the run.
         wanted: where the mask is and what goes where.
+        skip_bad_tiles: what cannot be read of the slide is background.
         result: what `predict_image` gave.
         missing: what of it to write.
 
@@ -246,6 +252,7 @@ def predict_slide(
     min_mpp: float | None = None,
     workers: int | None = None,
     resume: bool = False,
+    skip_bad_tiles: bool = False,
     report: Report = lambda *_: None,
 ) -> dict[str, Any]:
     """Predict one slide, and write its mask and, where that was asked for, its probabilities.
@@ -259,17 +266,18 @@ def predict_slide(
         min_mpp: micrometres a pixel of the finest patches.
         workers: threads that read and paint.
         resume: go on where it was killed.
+        skip_bad_tiles: what cannot be read is background.
         report: told how far it is.
 
     Returns:
         What ``predict --json`` prints of a slide.
     """
-    from patchtree.io.slides import need_mpp, open_slide
+    from patchtree.io.slides import need_mpp
     from patchtree.jobs import fingerprint
     from patchtree.slide_inference import predict_slide
 
     started = perf_counter()
-    with open_slide(source.path, source.mpp) as slide:
+    with open_input(source, skip_bad_tiles) as slide:
         mpp = need_mpp(slide, "its mask has none")
         _compare_mpp(slide, predictor.config.mpp, min_mpp)
         found = predict_slide(
@@ -290,13 +298,19 @@ def predict_slide(
             "shape": [*slide.shape, slide.channels],
             "mpp": None if mpp is None else list(mpp),
             **found,
+            **tell_bad_tiles(slide),
             "seconds": perf_counter() - started,
             "files": [str(file) for file in wanted.predicted],
         }
 
 
 def derive_from_slide(
-    source: Input, labels: Mapping[str, int], wanted: Wanted, result: dict[str, Any], missing: Sequence[Path]
+    source: Input,
+    labels: Mapping[str, int],
+    wanted: Wanted,
+    skip_bad_tiles: bool,
+    result: dict[str, Any],
+    missing: Sequence[Path],
 ) -> dict[str, Any]:
     """Write what is made of the mask of a slide.
 
@@ -320,7 +334,7 @@ def derive_from_slide(
         if wanted.geojson is not None and wanted.geojson in missing:
             write_annotations(wanted.geojson, _outline(mask, labels))
         if wanted.overlay is not None and wanted.overlay in missing:
-            with open_slide(source.path, source.mpp) as slide:
+            with open_input(source, skip_bad_tiles) as slide:
                 picture = thumbnail(slide, _PICTURE_SIDE)
             write_image(wanted.overlay, _tint(picture, thumbnail_ids(mask, picture.shape[:2]), labels))
     return _with_files(result, missing, started)
