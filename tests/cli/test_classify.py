@@ -224,6 +224,8 @@ def test_slides_are_not_classified(run: Run, classified: Trained, tmp_path: Path
     slide, _ = small_slide(tmp_path)
     result = run("predict", classified.run, slide, "--out", tmp_path / "out")
     assert result.failed_with("slide.tif: is a slide, and the run labels images")
+    result = run("predict", classified.run, "s3://bucket/a.png", "--out", tmp_path / "out")
+    assert result.failed_with("s3://bucket/a.png: images to be labelled are not read through URLs; copy the file here")
     assert not list((tmp_path / "out").iterdir())
 
 

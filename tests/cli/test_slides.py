@@ -187,6 +187,47 @@ def test_info_for_people_and_machines(run: Run, slide: Path) -> None:
     assert "              650 x 550 px      1 : 2  tiles of 256 x 256 px\n" in out
 
 
+def test_urls(run: Run, slide: Path, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    write_image(tmp_path / "plain.png", picture())
+    tifffile.imwrite(tmp_path / "plain.tif", picture())
+    for path in (slide, tmp_path / "plain.png", tmp_path / "plain.tif"):
+        fsspec.filesystem("memory").put(str(path), f"/urls/{path.name}")
+    expected = run("info", slide, "--json").json[0]
+    [told] = run("info", "memory://urls/slide.tif", "--json").json
+    assert told == {**expected, "path": "memory://urls/slide.tif"}
+    assert run("info", "memory://urls/plain.tif", "--json").json[0]["shape"] == [200, 300, 3]
+    [figures] = run("patch", "memory://urls/slide.tif", "--out", tmp_path / "out", *OPTIONS, "--json").json
+    assert (figures["image"], figures["patches"]) == ("memory://urls/slide.tif", 59)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (
+            "memory://urls/plain.png",
+            "no TIFF and no OME-Zarr; other kinds are not read through URLs: copy",
+        ),
+        ("memory://urls/none.tif", "no such file; check the URL"),
+        ("nosuch://a/b.tif", "cannot be opened (Protocol not known"),
+        ("needing://a/b.tif", "cannot be opened (Install needing); pip install fsspec and what it names"),
+        ("refusing://a/b.tif", "cannot be opened (no credentials)"),
+    ],
+)
+def test_bad_urls(url: str, words: str, run: Run, image: Path, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").put(str(image), "/urls/plain.png")
+
+    class Refusing(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        def __init__(self, **_: Any) -> None:
+            raise RuntimeError("no credentials")
+
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    fsspec.register_implementation("needing", "needing.Files", clobber=True, errtxt="Install needing")
+    assert run("info", url).failed_with(f"{url}: {words}")
+    assert run("patch", url, "--out", tmp_path / "out", *OPTIONS).failed_with(f"{url}: {words}")
+
+
 def test_the_library_takes_slides(slide: Path) -> None:
     patcher = Patcher(budget=59, detail="residual")
     patches = patcher(open_slide(slide))

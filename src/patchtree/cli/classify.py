@@ -159,8 +159,11 @@ def _predict_label(one: Input, predictor: Predictor, labels: Sequence[str], flip
     from patchtree.image_inference import classify
     from patchtree.io.images import read_image
     from patchtree.io.slides import is_pyramid
+    from patchtree.io.slides.source import is_url
 
     started = perf_counter()
+    if is_url(one.path):
+        raise InputError(f"{one.path}: images to be labelled are not read through URLs; copy the file here")
     if is_pyramid(one.path):
         raise InputError(f"{one.path}: is a slide, and the run labels images; give an image of it")
     image = read_image(one.path)

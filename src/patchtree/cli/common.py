@@ -339,8 +339,9 @@ def opens_as_slide(one: Input) -> bool:
     """Tell whether an input is opened as a slide; what only looks like one is, to be told what is wrong with it."""
     from patchtree.io.images import IMAGE_SUFFIXES
     from patchtree.io.slides import is_slide
+    from patchtree.io.slides.source import is_url
 
-    return Path(one.path).suffix.lower() not in IMAGE_SUFFIXES or is_slide(one.path)
+    return is_url(one.path) or Path(one.path).suffix.lower() not in IMAGE_SUFFIXES or is_slide(one.path)
 
 
 def open_input(one: Input, skip_bad_tiles: bool = False) -> Slide:

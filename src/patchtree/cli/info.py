@@ -67,10 +67,11 @@ def _reader(path: str) -> Callable[[str], dict[str, Any]]:
     """Choose how to read a file or a folder by what it is; a damaged slide by its suffix."""
     from patchtree.io.paip import holds_cases
     from patchtree.io.slides import is_slide
+    from patchtree.io.slides.source import is_url
     from patchtree.jobs import SLIDE_SUFFIXES, States
     from patchtree.runs import CONFIG
 
-    if Path(path).suffix.lower() in SLIDE_SUFFIXES or is_slide(path):
+    if is_url(path) or Path(path).suffix.lower() in SLIDE_SUFFIXES or is_slide(path):
         return _slide
     if Path(path).is_dir():
         if any(Path(path, name).is_dir() for name in ("images", "imagesTr")):

@@ -116,7 +116,7 @@ def file_system(url: str) -> tuple[Any, str]:
         import fsspec  # type: ignore[import-untyped]
 
         system, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # what connects at once throws anything
         raise InputError(
             f"{url}: cannot be opened ({' '.join(str(error).split())}); pip install fsspec and what it names "
             "(s3fs for s3://, gcsfs for gs://), or copy the file here"
