@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,8 @@ from patchtree.patches import count_labels
 from patchtree.tokens import Tokens, collate, pad
 
 _LOOKED_AT = 4
+# Of the budgets trained with.
+_SPREAD = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +123,8 @@ class Windows(Dataset[Sample]):
         ignore: id of pixels without a label.
         window: side of the windows in pixels; smaller images are shown whole.
         density: tokens a pixel, see `with_budget`.
+        spread: samples are given from a `spread`-th of the density to all of it, any ratio as likely, in windows larger
+            in proportion, so that they hold as many tokens; 1: all of it.
         foreground: share of samples that hold a pixel of a rare class (any but the most frequent) in their middle half.
             The class is drawn first, then an image that has it.
         augment: flip, turn, rotate, scale, change colours and the thresholds of edges.
@@ -133,6 +138,7 @@ class Windows(Dataset[Sample]):
     ignore: int | None = None
     window: int = 1024
     density: float = 1 / 4096
+    spread: float = 1.0
     foreground: float = 0.5
     augment: bool = True
     seed: int = 0
@@ -141,10 +147,11 @@ class Windows(Dataset[Sample]):
     def __post_init__(self) -> None:
         if not self.images:
             raise InputError("there are no images to draw windows from; give at least one")
-        if self.window < 1 or self.length < 1 or self.density <= 0 or not 0 <= self.foreground <= 1:
+        if min(self.window, self.length, self.spread) < 1 or self.density <= 0 or not 0 <= self.foreground <= 1:
             raise InputError(
-                f"windows of {self.window} px, {self.length} an epoch, with density {self.density} and a foreground "
-                f"share of {self.foreground} are not possible; give at least 1, 1, more than 0, and 0 to 1"
+                f"windows of {self.window} px, {self.length} an epoch, with density {self.density}, a spread of "
+                f"{self.spread} and a foreground share of {self.foreground} are not possible; give at least 1, 1, more "
+                "than 0, at least 1, and 0 to 1"
             )
         if self.seed < 0:
             raise InputError(f"seed {self.seed} is not possible; give 0 or more")
@@ -155,24 +162,25 @@ class Windows(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Draw a sample; `index` may exceed the length, see above."""
         rng = np.random.default_rng((self.seed, *divmod(index, self.length)))
-        source, window = self.draw(rng)
+        share = self.spread ** -rng.random() if self.spread > 1 else 1.0
+        source, window = self.draw(rng, share)
         if self.augment:
             window = vary_window(window, rng)
         image = take(source.image(), window)
         mask = take(source.mask(), window, ids=True)
-        patcher = with_budget(self.patcher, mask.shape, self.density)
+        patcher = with_budget(self.patcher, mask.shape, self.density * share)
         if self.augment:
             image = vary_colours(image, rng)
             patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
         origin, extent = place(window, source.shape)
         return _sample(patcher, image, mask, source.name, self.classes, self.ignore, origin, extent)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Cached, Window]:
-        """Choose an image and a window that lies inside it."""
+    def draw(self, rng: np.random.Generator, share: float = 1.0) -> tuple[Cached, Window]:
+        """Choose an image and a window that lies inside it, of such a size that `share` of the density suits it."""
         at, label = draw_source([image.pixels for image in self.images], self.foreground, rng)
         source = self.images[at]
         room = np.array(source.shape)
-        shape = np.minimum(self.window, room)
+        shape = np.minimum(round(self.window / math.sqrt(share)), room)
         if label is None:
             corner = rng.integers(room - shape + 1)
         else:
@@ -404,6 +412,7 @@ class DataModule(lightning.LightningDataModule):
             ignore=self.train.ignore,
             window=self.window,
             density=self.density,
+            spread=_SPREAD if self.augment else 1.0,
             foreground=self.foreground,
             augment=self.augment,
             seed=self.seed,

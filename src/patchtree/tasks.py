@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from timm.optim.muon import Muon
 from torch import Tensor, distributed
 
 from patchtree.data import Batch
@@ -16,7 +17,7 @@ from patchtree.metrics import Confusion, classification_scores, dice, recall
 from patchtree.models.segmenter import Segmenter
 from patchtree.models.tuning import kept_weights, weight_groups
 
-_WEIGHT_DECAY = 0.05
+_WEIGHT_DECAY, _BETAS = 0.05, (0.9, 0.999)
 # Of whole images, a class counts for more than its images in the cross-entropy, for less than one each.
 _BALANCE = 0.5
 
@@ -29,6 +30,7 @@ class Task(LightningModule):
         lr: highest learning rate; `Course` sets the one of each step.
         depths: of the encoder's weights, see `stages`.
         layer_decay: of the rate, from one depth down to the next.
+        muon: train matrices with Muon, not AdamW.
 
     Attributes:
         score: what the best weights have most of, in words.
@@ -37,10 +39,16 @@ class Task(LightningModule):
     score = "Dice"
 
     def __init__(
-        self, model: Segmenter, lr: float, depths: Mapping[str, int] | None = None, layer_decay: float = 1.0
+        self,
+        model: Segmenter,
+        lr: float,
+        depths: Mapping[str, int] | None = None,
+        layer_decay: float = 1.0,
+        muon: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.lr, self.depths, self.layer_decay = model, lr, depths or {}, layer_decay
+        self.muon = muon
         self.labels = tuple(model.labels)
         self.confusion = Confusion(len(self.labels))
         self.scores: dict[str, float] = {}
@@ -67,8 +75,14 @@ class Task(LightningModule):
         self.log_dict(self.scores, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make AdamW over what is trained."""
-        return torch.optim.AdamW(weight_groups(self.model, self.depths, _WEIGHT_DECAY, self.layer_decay), lr=self.lr)
+        """Make the optimiser of what is trained.
+
+        Source: K. Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.
+        """
+        groups = weight_groups(self.model, self.depths, _WEIGHT_DECAY, self.layer_decay)
+        if self.muon:
+            return Muon(groups, lr=self.lr, nesterov=True, betas=_BETAS)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=_BETAS)
 
     def kept(self, average: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give all that prediction needs, the average of the weights in their place."""

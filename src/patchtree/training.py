@@ -57,6 +57,7 @@ _RATE, _TRAINED_RATE, _TRAINED_LAYER_DECAY = 3e-4, 1e-4, 0.75
 _CLIP = 1.0
 _DECAY = 0.999
 _HELD_OUT = 0.2
+_HALF = "bf16-mixed"
 # Of the images, to choose the budget by.
 _LOOKED_AT = 4
 # In a window: what attention and a step's time allow.
@@ -91,6 +92,7 @@ class Options:
     density: float
     samples: int
     task: str = "segment"
+    muon: bool = False
 
 
 def train(
@@ -321,7 +323,7 @@ def _task(dataset: DataSet, config: RunConfig, built: Built, options: Options) -
     """Make what is done in a run."""
     common = (built.model, options.lr, built.depths, options.layer_decay)
     if config.task != "classify":
-        return Task(*common)
+        return Task(*common, options.muon)
     counts = Counter(pair.label for pair in choose(dataset, config.train).pairs)
     return ImageTask(*common, [counts[label] / counts.total() for label in config.labels.values()])
 
@@ -364,6 +366,8 @@ def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Opt
         "lr": _TRAINED_RATE if trained else _RATES.get(model, _RATE),
         "layer_decay": _TRAINED_LAYER_DECAY if trained else 1.0,
         "seed": 0,
+        # What it orthogonalises is in bfloat16: on a CPU without instructions for that it takes longer than the rest.
+        "muon": not (classify or trained) and model.startswith("patchtree:") and _precision(accelerator) == _HALF,
     }
     values |= {name: value for name, value in asked.items() if value is not None}
     for name in ("window", "batch_size", "lr", "layer_decay"):
@@ -577,10 +581,10 @@ def choose_precision(accelerator: str) -> str:
         accelerator: ``"cpu"``, ``"gpu"``, ...
     """
     if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        return _HALF if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not there in every release of torch
     quick = accelerator == "cpu" and any(getattr(torch.cpu, ask, bool)() for ask in asks)
-    return "bf16-mixed" if quick else "32-true"
+    return _HALF if quick else "32-true"
 
 
 @contextmanager
