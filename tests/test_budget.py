@@ -20,19 +20,24 @@ def stripes(width: int, side: int = 1200) -> tuple[NDArray[np.uint8], NDArray[np
 
 
 def test_coarse_labels_need_few_tokens() -> None:
-    image, mask = stripes(400)
+    image, mask = stripes(400, 1500)
     assert choose_density([(image, mask)], PATCHER, classes=2) == 1 / 4096
-    assert choose_density([(image[:900], mask[:900]), (image[:, :900], mask[:, :900])], PATCHER, classes=2) == 1 / 4096
-    assert choose_density([(image[:900, :900], mask[:900, :900])], PATCHER, classes=2) == 1 / 2400
+    assert choose_density([(image, mask), (image[:, :900], mask[:, :900])], PATCHER, classes=2) == 1 / 3515.625
+
+
+@pytest.mark.parametrize(("side", "tokens"), [(1024, 512), (640, 512), (256, 256), (100, 39)])
+def test_small_images_get_as_many_as_they_have(side: int, tokens: int) -> None:
+    image, mask = stripes(400, side)
+    assert round(side**2 * choose_density([(image, mask)], PATCHER, classes=2)) == tokens
 
 
 def test_fine_labels_need_more() -> None:
-    needed = [1 / choose_density([stripes(width)], PATCHER, classes=2) for width in (100, 6)]
+    needed = [1 / choose_density([stripes(width, 1500)], PATCHER, classes=2) for width in (100, 6)]
     assert needed == [4096, 1024]
 
 
 def test_no_foreground_asks_for_nothing() -> None:
-    image, mask = stripes(6)
+    image, mask = stripes(6, 1500)
     assert choose_density([(image, np.zeros_like(mask))], PATCHER, classes=2) == 1 / 4096
 
 

@@ -14,8 +14,9 @@ from patchtree.patcher import Patcher, spare_budget_allowed
 from patchtree.patches import count_labels
 
 # The Dice that the patches alone must allow; see choose_density.
-_CEILING = 0.95
-_MOST = 1 / 400
+_CEILING = 0.96
+# Tokens a pixel at least, tokens that an image of median area has at least, and tokens a pixel at most.
+_FEWEST, _ENOUGH, _MOST = 1 / 4096, 512, 1 / 256
 # The smallest budget of a whole image.
 LEAST = 64
 _WINDOWS = (256, 1024)
@@ -28,13 +29,13 @@ def choose_density(
 ) -> float:
     """Give the tokens a pixel that suit these images and their labels.
 
-    Labels painted from patches cannot be finer than the patches. The density starts at a token for 4096 pixels, 2400
-    where images are small (median longer side of at most 1024), and doubles until the best labels that the patches
-    could hold have a Dice of 0.95 (mean of the foreground classes), or there is a token for 400 pixels.
+    Labels painted from patches cannot be finer than the patches. The density starts at a token for 4096 pixels, or as
+    many more as give an image of median area 512, and doubles until the best labels that the patches could hold have a
+    Dice of 0.96 (mean of the foreground classes), or there is a token for 256 pixels.
 
-    >>> coarse, fine = (np.tile(np.arange(512) // width % 2, (512, 1)).astype(np.uint8) for width in (100, 6))
+    >>> coarse, fine = (np.tile(np.arange(512) // width % 2, (512, 1)).astype(np.uint8) for width in (100, 3))
     >>> [round(1 / choose_density([(255 * ids, ids)], Patcher(detail="residual"), 2)) for ids in (coarse, fine)]
-    [2400, 1200]
+    [512, 256]
 
     Args:
         images: image ``(H, W)`` or ``(H, W, C)`` and mask ``(H, W)`` each.
@@ -42,10 +43,9 @@ def choose_density(
         classes: number of classes, ``K``; 0 is the background.
         ignore: id of pixels without a label.
     """
-    small = np.median([max(mask.shape) for _, mask in images]) <= 1024
-    density = 1 / 2400 if small else 1 / 4096
-    while density * 2 <= _MOST and _ceiling(images, patcher, density, classes, ignore) < _CEILING:
-        density *= 2
+    density = min(_MOST, max(_FEWEST, _ENOUGH / float(np.median([mask.size for _, mask in images]))))
+    while density < _MOST and _ceiling(images, patcher, density, classes, ignore) < _CEILING:
+        density = min(_MOST, 2 * density)
     return density
 
 
