@@ -367,7 +367,7 @@ def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Opt
         "layer_decay": _TRAINED_LAYER_DECAY if trained else 1.0,
         "seed": 0,
         # What it orthogonalises is in bfloat16: on a CPU without instructions for that it takes longer than the rest.
-        "muon": not (classify or trained) and model.startswith("patchtree:") and _precision(accelerator) == _HALF,
+        "muon": not (classify or trained) and model.startswith("patchtree:") and choose_precision(accelerator) == _HALF,
     }
     values |= {name: value for name, value in asked.items() if value is not None}
     for name in ("window", "batch_size", "lr", "layer_decay"):
