@@ -147,6 +147,13 @@ def test_segmentation_loss_is_its_parts() -> None:
     assert_same(scene, segmentation_loss(scene.logits, scene.counts), parts)
 
 
+def test_classes_weigh_in_the_cross_entropy_alone() -> None:
+    scene = make_scene((37, 91))
+    weight = torch.linspace(0.5, 2, scene.logits.shape[-1])
+    parts = cross_entropy(scene.logits, scene.counts, weight) + dice_loss(scene.logits, scene.counts, False, batch=True)
+    assert_same(scene, loss_of_sums(loss_sums(scene.logits, scene.counts), weight), parts)
+
+
 def test_batches_can_be_added_before_the_loss() -> None:
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 5, 4, 4, 3, generator=rng)

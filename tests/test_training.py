@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -348,7 +349,7 @@ def test_what_is_not_possible_is_refused(data: Path, tmp_path: Path, wrong: dict
 def test_a_loss_that_is_not_finite_ends_the_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchtree.tasks.loss_of_sums", lambda sums: sums.sum() * torch.nan)
+    monkeypatch.setattr("patchtree.tasks.loss_of_sums", lambda sums, _: sums.sum() * torch.nan)
     with pytest.raises(InputError, match="no longer a finite number"):
         train(data, tmp_path / "run", max_epochs=1, **SMALL)
     assert not (tmp_path / "run" / WEIGHTS).exists()
@@ -365,6 +366,40 @@ def test_only_matrices_decay() -> None:
     assert len(names) == len(matrices["params"]) + len(vectors["params"])
 
 
+def test_rare_classes_count_for_more_to_begin_with() -> None:
+    task = Task(build_model("patchtree:tiny", 3, patch_size=8), lr=1e-3, shares=(0.8, 0.2, 0.0))
+    common, rare, absent = task.class_weight().tolist()
+    assert rare == pytest.approx(2 * common)
+    assert math.isfinite(absent)
+    task.progress = 0.5
+    common, rare, _ = task.class_weight().tolist()
+    assert rare == pytest.approx(math.sqrt(2) * common)
+    task.progress = 1.0
+    assert task.class_weight().tolist() == [1, 1, 1]
+
+
+def test_a_class_that_is_in_no_validation_image_does_not_choose_the_weights() -> None:
+    """A single pixel that is given to it would count as a class with a Dice of 0."""
+    task = Task(build_model("patchtree:tiny", 3, patch_size=8), lr=1e-3)
+    task.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+    counts = torch.eye(3)[torch.tensor([0, 0, 1, 1])]
+    for prediction in ([0, 0, 1, 1], [0, 2, 1, 1]):
+        task.confusion.update(torch.tensor(prediction), counts)
+        task.on_validation_epoch_end()
+        assert task.scores["dice"] == task.scores["dice class 1"] == 1
+
+
+def test_muon_trains_the_reference_model_where_bfloat16_is_quick(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for precision, muon in (("bf16-mixed", True), ("32-true", False)):
+        monkeypatch.setattr("patchtree.training.choose_precision", lambda _, here=precision: here)
+        train(data, tmp_path / precision, max_epochs=1, **SMALL)
+        assert json.loads((tmp_path / precision / CONFIG).read_text(encoding="utf-8"))["options"]["muon"] is muon
+        states = checkpoint(tmp_path / precision)["optimizer_states"][0]["state"].values()
+        assert any("momentum_buffer" in state for state in states) is muon
+
+
 def test_rare_classes_of_images_count_for_more() -> None:
     task = ImageTask(build_classifier("patchtree:tiny", 2), 1e-3, {}, 1.0, shares=(0.8, 0.2))
     normal, rare = task.weight.tolist()
@@ -375,6 +410,6 @@ def test_rare_classes_of_images_count_for_more() -> None:
 def test_defaults_come_from_the_data(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run", max_epochs=1, detail="variance", **HERE)
     options = json.loads((tmp_path / "run" / CONFIG).read_text(encoding="utf-8"))["options"]
-    assert options["budget"] == round(64 * 48 / 2400)
+    assert options["budget"] == round(64 * 48 / 256)
     assert options["model"] == "patchtree:tiny"
     assert options["samples"] == 4

@@ -144,10 +144,16 @@ def loss_sums(logits: Tensor, counts: Tensor) -> Tensor:
     return torch.stack([_sum(log * counts), *_overlap(log.exp(), counts, [0, *range(2, counts.ndim)])])
 
 
-def loss_of_sums(sums: Tensor) -> Tensor:
-    """Give the `segmentation_loss` of a batch from its `loss_sums`, ``(4, K)`` -> a scalar."""
+def loss_of_sums(sums: Tensor, class_weight: Tensor | None = None) -> Tensor:
+    """Give the `segmentation_loss` of a batch from its `loss_sums`, ``(4, K)`` -> a scalar.
+
+    Args:
+        sums: of a batch.
+        class_weight: ``(K,)``, how much a pixel of each class counts in the cross-entropy; None: the same.
+    """
     likelihood, true, both, predicted = sums
-    return _ratio(-likelihood, true) + _dice_loss(true, both, predicted, smooth=1e-5)[1:].mean()
+    weight = torch.ones_like(true) if class_weight is None else class_weight
+    return _ratio(-likelihood * weight, true * weight) + _dice_loss(true, both, predicted, smooth=1e-5)[1:].mean()
 
 
 def _classes_second(logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,8 +148,9 @@ class Course(Callback):
         self._validated_at = self._saved_at = now
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Set the learning rate."""
+        """Set the learning rate, and tell the task how far it is."""
         self._step_began = self.elapsed()
+        pl_module.progress = self.progress  # type: ignore[assignment]
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = self.lr * group["lr_scale"] * rate(self.progress)
 

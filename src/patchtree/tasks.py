@@ -18,8 +18,9 @@ from patchtree.models.segmenter import Segmenter
 from patchtree.models.tuning import kept_weights, weight_groups
 
 _WEIGHT_DECAY, _BETAS = 0.05, (0.9, 0.999)
-# Of whole images, a class counts for more than its images in the cross-entropy, for less than one each.
-_BALANCE = 0.5
+# In the cross-entropy a rare class counts for more than its pixels, or images, and for less than it would if all
+# classes counted the same.
+_BALANCE, _RAREST = 0.5, 1e-6
 
 
 class Task(LightningModule):
@@ -31,12 +32,15 @@ class Task(LightningModule):
         depths: of the encoder's weights, see `stages`.
         layer_decay: of the rate, from one depth down to the next.
         muon: train matrices with Muon, not AdamW.
+        shares: of the pixels to train on, each class's; None: as many of each.
 
     Attributes:
+        progress: of the training, 0 to 1; `Course` sets it.
         score: what the best weights have most of, in words.
     """
 
     score = "Dice"
+    shares: Tensor
 
     def __init__(
         self,
@@ -45,10 +49,13 @@ class Task(LightningModule):
         depths: Mapping[str, int] | None = None,
         layer_decay: float = 1.0,
         muon: bool = False,
+        shares: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.lr, self.depths, self.layer_decay = model, lr, depths or {}, layer_decay
-        self.muon = muon
+        self.muon, self.progress = muon, 0.0
+        known = torch.ones(len(model.labels)) if shares is None else torch.tensor(shares)
+        self.register_buffer("shares", known.clamp(min=_RAREST), persistent=False)
         self.labels = tuple(model.labels)
         self.confusion = Confusion(len(self.labels))
         self.scores: dict[str, float] = {}
@@ -56,19 +63,30 @@ class Task(LightningModule):
     def training_step(self, batch: Batch) -> Tensor:
         """Give the loss of a batch of windows; with several processes, that of all their batches together."""
         sums = loss_sums(self.model(batch.tokens, batch.ghosts), batch.counts)
-        loss = loss_of_sums(_SumOfAll.apply(sums) if self.trainer.world_size > 1 else sums)
+        loss = loss_of_sums(_SumOfAll.apply(sums) if self.trainer.world_size > 1 else sums, self.class_weight())
         self.log("loss", loss.detach(), batch_size=len(batch))
         return loss
+
+    def class_weight(self) -> Tensor:
+        """Give how much a pixel of each class counts in the cross-entropy, ``(K,)``.
+
+        Rare classes count for more to begin with, so that they are learnt at all, and for the same in the end, so that
+        no more is given to them than is theirs.
+        """
+        weight: Tensor = self.shares ** (_BALANCE * (self.progress - 1))
+        return weight
 
     def validation_step(self, batch: Batch) -> None:
         """Compare the prediction of a whole image with its mask, in pixels of the image."""
         self.confusion.update(self._predict(batch), batch.counts)
 
     def on_validation_epoch_end(self) -> None:
-        """Score all images together: Dice a class, and the mean of those but class 0."""
-        scores = dice(self.confusion.compute())
+        """Score all images together: Dice a class, and the mean of those that are there but class 0."""
+        table = self.confusion.compute()
         self.confusion.reset()
-        mean = scores[1:].nanmean().nan_to_num().item()
+        scores = dice(table)
+        # A class that is in no validation image would be 0 or left out by whether a single pixel is given to it.
+        mean = scores[1:][table[1:].sum(1) > 0].mean().nan_to_num().item()
         self.scores = {"dice": mean} | {
             f"dice {name}": score for name, score in zip(self.labels, scores.tolist(), strict=True)
         }
@@ -111,10 +129,10 @@ class ImageTask(Task):
     def __init__(
         self, model: Segmenter, lr: float, depths: Mapping[str, int], layer_decay: float, shares: Sequence[float]
     ) -> None:
-        super().__init__(model, lr, depths, layer_decay)
-        share = torch.tensor(shares)
+        super().__init__(model, lr, depths, layer_decay, shares=shares)
         # A step is of a few images: a class counts for its share of all of them, and those weigh 1 on average.
-        self.register_buffer("weight", share**-_BALANCE / (share ** (1 - _BALANCE)).sum(), persistent=False)
+        weight = self.shares**-_BALANCE / (self.shares ** (1 - _BALANCE)).sum()
+        self.register_buffer("weight", weight, persistent=False)
 
     def training_step(self, batch: Batch) -> Tensor:
         """Give the loss of a batch of images; of several processes Lightning takes the mean."""

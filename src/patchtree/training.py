@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -251,7 +252,7 @@ def train(
                 (out / name).unlink(missing_ok=True)
             save_config(out, config)
     parts.grids = built.model.grids
-    module = _task(dataset, config, built, options)
+    module = _task(dataset, config, built, options, parts)
     goal = f"{max_epochs} epochs" if max_time is None else f"{int(max_time // 60)} min {max_time % 60:.0f} s"
     _tell(say, config, options, parts, module, f"on {accelerator} for {goal}")
     if checkpoint is None and (built.weights or not options.model.startswith("patchtree:")):
@@ -319,11 +320,13 @@ def _open_data(dataset: DataSet, config: RunConfig, options: Options, cache: Pat
     )
 
 
-def _task(dataset: DataSet, config: RunConfig, built: Built, options: Options) -> Task:
+def _task(dataset: DataSet, config: RunConfig, built: Built, options: Options, parts: DataModule) -> Task:
     """Make what is done in a run."""
     common = (built.model, options.lr, built.depths, options.layer_decay)
     if config.task != "classify":
-        return Task(*common, options.muon)
+        sources = parts.slides if isinstance(parts, SlideModule) else parts.images
+        pixels = np.array([source.pixels for source in sources], float).sum(0)
+        return Task(*common, options.muon, (pixels / pixels.sum()).tolist())
     counts = Counter(pair.label for pair in choose(dataset, config.train).pairs)
     return ImageTask(*common, [counts[label] / counts.total() for label in config.labels.values()])
 
