@@ -50,6 +50,7 @@ ORDER = (
     "inference",
     "image_inference",
     "cli",
+    "__main__",
 )
 CORE = ORDER[: ORDER.index("tokens")]
 TORCH = {"torch", "torchvision", "torchmetrics", "timm", "lightning", "monai"}

@@ -53,6 +53,12 @@ def test_the_fixed_verbs_exist() -> None:
     assert {"demo", "patch", "train", "predict", "evaluate", "info", "bench"} == set(VERBS)
 
 
+def test_the_package_is_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "patchtree", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("patchtree ")
+
+
 def test_version(run: Run) -> None:
     result = run("--version")
     assert (result.code, result.err) == (0, "")

@@ -150,7 +150,9 @@ def test_a_slide_without_a_pixel_size(run: Run, tmp_path: Path) -> None:
     assert run("patch", path, "--out", tmp_path / "out", *OPTIONS, "--mpp", 0.5).err == ""
     words = ("patch", path, "--out", tmp_path / "out", "--min-mpp", 1)
     assert "has no pixel size, which min_mpp needs; set it with mpp (--mpp)" in run(*words).err
-    assert "  mpp         none; --mpp of other commands sets it\n" in run("info", path).out
+    told = run("info", path)
+    assert "  mpp         none\n" in told.out
+    assert told.err == f"warning: {path}: has no pixel size; --mpp of other commands sets it\n"
     assert run("info", path, "--json").json[0]["mpp"] is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -91,6 +92,8 @@ def _slide(path: str) -> dict[str, Any]:
 
     with open_slide(path) as slide:
         told = slide.info()
+    if slide.mpp is None:
+        warnings.warn(f"{path}: has no pixel size; --mpp of other commands sets it", stacklevel=2)
     return {"kind": "slide", "format": told.pop("kind"), **told}
 
 
@@ -295,7 +298,7 @@ def _describe(result: dict[str, Any]) -> list[str]:
         lines["problems"] = [str(len(result["problems"]) or "none")]
     if result["kind"] == "slide":
         lines["levels"] = _describe_levels(result["levels"])
-        lines["mpp"] = [f"{_say(result['mpp'])} µm" if result["mpp"] else "none; --mpp of other commands sets it"]
+        lines["mpp"] = [f"{_say(result['mpp'])} µm" if result["mpp"] else "none"]
     elif "mpp" in result:
         lines["mpp"] = [f"{_say(result['mpp'])} µm"]
     width = max(map(len, lines))

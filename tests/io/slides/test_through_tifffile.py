@@ -330,6 +330,18 @@ def test_tile_that_was_never_scanned_is_background(tmp_path: Path) -> None:
         assert (read[32:] == 255).all()
 
 
+@pytest.mark.parametrize(("dtype", "background"), [("u1", 255), ("u2", 65535), ("f4", 0)])
+def test_glass_is_white_in_rgb(dtype: str, background: int, tmp_path: Path) -> None:
+    """Three channels that are no colours, as of fluorescence, are black where nothing is."""
+    pixels = np.zeros((64, 64, 3), dtype)
+    with open_slide(write(tmp_path / "a.tif", [pixels], tile=(32, 32), photometric="rgb")) as slide:
+        assert slide.background.tolist() == [background] * 3
+    planes = np.zeros((3, 64, 64), "u2")
+    path = write(tmp_path / "b.tif", [planes], tile=(32, 32), photometric="minisblack", planarconfig="separate")
+    with open_slide(path) as slide:
+        assert slide.background.tolist() == [0] * 3
+
+
 @pytest.mark.parametrize("keep", [0.2, 0.6, 0.97, 0.9999])
 @pytest.mark.parametrize("subifds", [False, True])
 def test_truncated_file_is_refused(tmp_path: Path, keep: float, subifds: bool) -> None:

@@ -93,7 +93,7 @@ class Slide(ABC):
         channels: C.
         dtype: of the pixels.
         mpp: micrometres along a pixel of level 0, (y, x), or None where nobody knows.
-        background: (C,), what a pixel is that was never scanned: white for 8-bit RGB, else 0.
+        background: (C,), what a pixel is that was never scanned: white for RGB, else 0.
     """
 
     path: str

@@ -50,6 +50,7 @@ _TO_RGB = (
     COMPRESSION.JPEGXL,
     COMPRESSION.JPEGXR,
 )
+_RGB = (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
 _NOT_RGB = (PHOTOMETRIC.CIELAB, PHOTOMETRIC.ICCLAB, PHOTOMETRIC.ITULAB, PHOTOMETRIC.SEPARATED)
 _START_OF_JPEG = (b"\xff\xd8", b"\xff\x4f")  # and of JPEG 2000
 _END_OF_JPEG = b"\xff\xd9"
@@ -99,6 +100,8 @@ class TiffSlide(Slide):
         self._ceiling = 1 if first.dtype == bool else 2**first.bitspersample - 1
         self.channels = self._stored[0].channels - self._alpha
         self.background = default_background(self.channels, self.dtype)
+        if first.photometric in _RGB and self.channels == 3 and self.dtype.kind == "u":
+            self.background[:] = self._ceiling
         self._cache = PerProcess(_Cache)
 
     def close(self) -> None:
