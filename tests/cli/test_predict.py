@@ -136,8 +136,10 @@ def test_nothing_is_overwritten(run: Run, trained: Trained, tmp_path: Path) -> N
     assert run("predict", trained.run, images, "--out", images).failed_with("a.png", "overwritten", "--out")
     np.testing.assert_array_equal(read_image(images / "a.png"), read_image(trained.data / "images" / "a.png"))
     Image.fromarray(picture()).save(images / "a.jpg")
-    assert run("predict", trained.run, images, "--out", tmp_path / "out").failed_with("a.jpg", "a.png")
-    assert not (tmp_path / "out").exists()
+    result = run("predict", trained.run, images, "--out", tmp_path / "out", "--json")
+    assert (result.code, len(result.json)) == (1, 3)
+    assert [line.count(f"{images / 'a'}.") for line in result.err.splitlines()] == [2, 2]
+    assert outputs(tmp_path / "out") == ["b.png", "c.png", "d.png"]
 
 
 @pytest.mark.parametrize("name", ["config.json", "weights.safetensors"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def test_a_slide_beside_an_image(run: Run, trained: Trained, slide: Path, tmp_pa
     assert (result.code, result.err) == (0, "")
     out = tmp_path / "out"
     names = [f"{stem}{suffix}" for stem in ("photo", "slide") for suffix in (".geojson", "_overlay.png")]
-    assert outputs(out) == sorted([*names, "photo.png", "slide.tif"])
+    assert outputs(out) == sorted([*names, "areas.csv", "photo.png", "slide.tif"])
     photo, figures = result.json
     assert (photo["image"], figures["image"]) == (str(tmp_path / "photo.png"), str(slide))
     assert figures["files"] == [str(out / name) for name in ("slide.tif", "slide.geojson", "slide_overlay.png")]
@@ -60,7 +61,7 @@ def test_every_option_has_its_effect(run: Run, trained: Trained, slide: Path, tm
     words = ["--format", "ome-tiff", "--mpp", "0.5", "--min-mpp", "1", "--workers", "1", "--probabilities"]
     result = run("predict", trained.run, slide, "--out", tmp_path, *words, "--json")
     assert (result.code, result.err) == (0, "")
-    assert outputs(tmp_path) == ["slide.ome.tif", "slide_probabilities.zarr"]
+    assert outputs(tmp_path) == ["areas.csv", "slide.ome.tif", "slide_probabilities.zarr"]
     with tifffile.TiffFile(tmp_path / "slide.ome.tif") as file:
         ids = file.asarray()
         assert 'PhysicalSizeX="0.5"' in (file.ome_metadata or "")
@@ -140,10 +141,10 @@ def test_what_belongs_to_an_earlier_mask_goes_with_it(run: Run, trained: Trained
     (tmp_path / "slide.xml").write_text("somebody's own")
     assert run(*words, "--geojson", "--overlay", "--probabilities").code == 0
     assert run(*words, "--mpp", "0.5").code == 0
-    assert outputs(tmp_path) == ["slide.tif", "slide.xml"]
+    assert outputs(tmp_path) == ["areas.csv", "slide.tif", "slide.xml"]
     (tmp_path / "slide.geojson").write_text("somebody's own")
     assert run(*words).code == 0
-    assert outputs(tmp_path) == ["slide.geojson", "slide.tif", "slide.xml"]
+    assert outputs(tmp_path) == ["areas.csv", "slide.geojson", "slide.tif", "slide.xml"]
 
 
 def test_outlines_that_fail_do_not_cost_the_mask(
@@ -163,12 +164,12 @@ def test_outlines_that_fail_do_not_cost_the_mask(
     written = (tmp_path / "slide.tif").stat().st_mtime_ns
     assert failing(InputError("slide.geojson: cannot be written")).failed_with("slide.geojson: cannot be written")
     assert (tmp_path / "slide.tif").stat().st_mtime_ns == written
-    assert outputs(tmp_path) == ["slide.tif"]
+    assert outputs(tmp_path) == ["areas.csv", "slide.tif"]
     assert run("info", tmp_path).err == "error: slide.geojson: cannot be written\n"
     _forbid(monkeypatch)
     result = run(*words)
     assert (result.code, result.err) == (0, "")
-    assert outputs(tmp_path) == ["slide.geojson", "slide.tif"]
+    assert outputs(tmp_path) == ["areas.csv", "slide.geojson", "slide.tif"]
     assert "  done      1\n" in run("info", tmp_path).out
 
 
@@ -195,6 +196,37 @@ def test_one_bad_slide_stops_nothing(run: Run, trained: Trained, slide: Path, tm
     assert not (tmp_path / "out" / "bad.tif").exists()
 
 
+def test_areas_of_all_slides_are_in_one_table(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
+    bare, _ = small_slide(tmp_path, (300, 700), tissue=0.3, mpp=None)
+    bare = bare.rename(tmp_path / "bare.tif")
+    out = tmp_path / "out"
+    one = run("predict", trained.run, slide, "--out", out, "--geojson", "--json").json[0]
+    pixels = one["pixels"]
+    assert one["mm2"] == {name: pytest.approx(count * 0.25**2 / 1e6, abs=1e-6) for name, count in pixels.items()}
+    features = json.loads((out / "slide.geojson").read_text(encoding="utf-8"))["features"]
+    areas = [feature["properties"]["measurements"]["Area µm^2"] for feature in features]
+    assert sum(areas) / 1e6 == pytest.approx(one["mm2"]["disc"], rel=0.01)
+    two = run("predict", trained.run, bare, "--out", out, "--json").json[0]
+    assert two["mm2"] is None
+    (tmp_path / "broken.tif").write_bytes(slide.read_bytes()[:3000])
+    result = run("predict", trained.run, slide, tmp_path / "broken.tif", "--out", out, "--resume")
+    assert result.code == 1
+    with (out / "areas.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [
+        {
+            "name": name,
+            "image": str(path),
+            "background mm2": str(areas["background"]) if areas else "",
+            "background px": str(told["pixels"]["background"]),
+            "disc mm2": str(areas["disc"]) if areas else "",
+            "disc px": str(told["pixels"]["disc"]),
+        }
+        for name, path, told, areas in (("bare", bare, two, two["mm2"]), ("slide", slide, one, one["mm2"]))
+    ]
+    assert " mm²)" in run("predict", trained.run, slide, "--out", out).out
+
+
 def test_bad_tiles_may_be_background(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.tif"
     data = bytearray(slide.read_bytes())
@@ -209,7 +241,7 @@ def test_bad_tiles_may_be_background(run: Run, trained: Trained, slide: Path, tm
     assert result.code == 0
     assert 1 <= result.json[0]["bad_tiles"] <= 4
     assert result.err.startswith(f"warning: {path}: {result.json[0]['bad_tiles']} tile")
-    assert outputs(tmp_path / "out") == ["bad.tif", "bad_overlay.png"]
+    assert outputs(tmp_path / "out") == ["areas.csv", "bad.tif", "bad_overlay.png"]
 
 
 def test_pixel_sizes_that_differ_or_are_not_there(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,22 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert written["features"][0]["properties"]["classification"] == {"name": "Tumor", "color": [200, 0, 0]}
     assert written["features"][0]["geometry"]["coordinates"][0][0] == [0, 0]
     assert [one.area for one in again.polygons] == [60.0, 64.0, *[pytest.approx(7.4375)] * 3]
+
+
+def test_what_is_written_has_ids_and_areas(tmp_path: Path) -> None:
+    annotations = read_annotations(save(tmp_path / "a.geojson", [*FEATURES, FEATURES[0]]))
+    texts = []
+    for mpp, name, scale in ((None, "Area px^2", 1), ((0.25, 0.5), "Area µm^2", 0.125)):
+        for _ in range(2):
+            write_annotations(tmp_path / "b.geojson", annotations, mpp)
+            texts.append((tmp_path / "b.geojson").read_text(encoding="utf-8"))
+        features = json.loads(texts[-1])["features"]
+        measured = [feature["properties"]["measurements"] for feature in features]
+        assert measured == [{name: pytest.approx(one.area * scale, abs=1e-4)} for one in annotations.polygons]
+        ids = [uuid.UUID(feature["id"]) for feature in features]
+        assert len(set(ids)) == len(ids) == 6
+    assert texts[0] == texts[1]
+    assert texts[2] == texts[3]
 
 
 def test_no_annotations_make_a_file_too(tmp_path: Path) -> None:

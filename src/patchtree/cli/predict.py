@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchtree.cli.areas import measure_areas, write_areas
 from patchtree.cli.classify import predict_labels, refuse
 from patchtree.cli.common import (
     Device,
@@ -135,7 +136,8 @@ def predict(
 
     For a slide writes STEM.tif, a pyramid of class ids with the slide's pixel
     size. Its tissue is predicted window by window; what is glass is of class 0.
-    With --resume, a slide goes on where it was killed.
+    With --resume, a slide goes on where it was killed. areas.csv has the mm² of
+    each class, a line a slide.
 
     A run that labels whole images (train --task classify) writes
     predictions.csv: name, label and a probability for each class.
@@ -168,7 +170,10 @@ def predict(
         work = partial(predict_slide, one, predictor, wanted, model, ome, min_mpp, workers, resume, skip_bad_tiles)
         derive = partial(derive_from_slide, one, predictor.config.labels, wanted, skip_bad_tiles)
         jobs.append(Job((one.path,), wanted.predicted, work, {**settings, "mpp": one.mpp}, wanted.derived, derive))
-    do_jobs("Predicting", jobs, out, _describe, json, failed + missed, resume, num_parts, part_id)
+    try:
+        do_jobs("Predicting", jobs, out, _describe, json, failed + missed, resume, num_parts, part_id)
+    finally:
+        write_areas(out)
 
 
 def predict_image(files: Sequence[Path], predictor: Predictor, wanted: Wanted, flips: bool = False) -> dict[str, Any]:
@@ -221,7 +226,6 @@ def derive_from_image(
         files: the image, or its channels.
         config: of the run.
         wanted: where the mask is and what goes where.
-        skip_bad_tiles: what cannot be read of the slide is background.
         result: what `predict_image` gave.
         missing: what of it to write.
 
@@ -298,6 +302,7 @@ def predict_slide(
             "shape": [*slide.shape, slide.channels],
             "mpp": None if mpp is None else list(mpp),
             **found,
+            "mm2": measure_areas(found["pixels"], mpp),
             **tell_bad_tiles(slide),
             "seconds": perf_counter() - started,
             "files": [str(file) for file in wanted.predicted],
@@ -318,6 +323,7 @@ def derive_from_slide(
         source: the slide.
         labels: name to id.
         wanted: where the mask is and what goes where.
+        skip_bad_tiles: what cannot be read of the slide is background.
         result: what `predict_slide` gave.
         missing: what of it to write.
 
@@ -332,7 +338,7 @@ def derive_from_slide(
     started = perf_counter()
     with open_slide(wanted.mask) as mask:
         if wanted.geojson is not None and wanted.geojson in missing:
-            write_annotations(wanted.geojson, _outline(mask, labels))
+            write_annotations(wanted.geojson, _outline(mask, labels), mask.mpp)
         if wanted.overlay is not None and wanted.overlay in missing:
             with open_input(source, skip_bad_tiles) as slide:
                 picture = thumbnail(slide, _PICTURE_SIDE)
@@ -443,7 +449,11 @@ def _tint(image: NDArray[Any], ids: NDArray[Any], labels: Mapping[str, int]) -> 
 def _describe(result: dict[str, Any]) -> str:
     """Say in a line what became of an image or a slide."""
     total = sum(result["pixels"].values())
-    shares = ", ".join(f"{name} {count / total:.1%}" for name, count in result["pixels"].items())
+    areas = result.get("mm2") or {}
+    shares = ", ".join(
+        f"{name} {count / total:.1%}" + (f" ({areas[name]:.4g} mm²)" if name in areas else "")
+        for name, count in result["pixels"].items()
+    )
     windows = ""
     if "windows" in result:
         count = result["windows"]

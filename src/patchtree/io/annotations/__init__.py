@@ -51,10 +51,19 @@ def read_annotations(path: str | os.PathLike[str]) -> Annotations:
     return assemble(source, drawn, closed=json_like)
 
 
-def write_annotations(path: str | os.PathLike[str], annotations: Annotations) -> None:
+def write_annotations(
+    path: str | os.PathLike[str], annotations: Annotations, mpp: tuple[float, float] | None = None
+) -> None:
     """Write annotations as GeoJSON that QuPath imports with classes and colours; `read_annotations` gives them back.
+
+    Each has its area among its measurements, and an id that is the same whenever the same is written.
+
+    Args:
+        path: where to.
+        annotations: in pixels of level 0.
+        mpp: micrometres along a pixel of level 0, (y, x): areas are in square micrometres, else in pixels.
 
     Raises:
         InputError: the file cannot be written.
     """
-    geojson.write(Path(path), annotations)
+    geojson.write(Path(path), annotations, mpp)

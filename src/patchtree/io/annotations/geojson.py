@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from patchtree.files import replacing
 from patchtree.io.annotations.shapes import UNCLASSIFIED, Annotations, Drawn, Polygon, ring_area
 from patchtree.io.colours import Colour
 
+_DIGITS = 4  # of areas
 _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 
 
@@ -46,11 +49,11 @@ def read(source: str, data: bytes) -> tuple[list[Drawn], int]:
     return drawn, passed
 
 
-def write(path: Path, annotations: Annotations) -> None:
+def write(path: Path, annotations: Annotations, mpp: tuple[float, float] | None) -> None:
     """Write annotations as a FeatureCollection, one feature a polygon: `read_annotations` gives them back.
 
-    Outer rings run counter-clockwise in (x, y) and holes clockwise (RFC 7946). Classes and their colours are as QuPath
-    writes them.
+    Outer rings run counter-clockwise in (x, y) and holes clockwise (RFC 7946). Classes, their colours and areas are as
+    QuPath writes them since version 0.4.
 
     Raises:
         InputError: the file cannot be written.
@@ -59,7 +62,8 @@ def write(path: Path, annotations: Annotations) -> None:
         file.write('{"type": "FeatureCollection", "features": [')
         for place, polygon in enumerate(annotations.polygons):
             file.write(",\n" if place else "\n")
-            file.write(json.dumps(_feature(polygon, annotations.colours.get(polygon.label)), ensure_ascii=False))
+            made = _feature(place, polygon, annotations.colours.get(polygon.label), mpp)
+            file.write(json.dumps(made, ensure_ascii=False))
         file.write("\n]}\n")
 
 
@@ -111,17 +115,24 @@ def _classification(properties: dict[str, Any]) -> tuple[str, Colour | None]:
     return label, (red, green, blue)
 
 
-def _feature(polygon: Polygon, colour: Colour | None) -> dict[str, Any]:
+def _feature(place: int, polygon: Polygon, colour: Colour | None, mpp: tuple[float, float] | None) -> dict[str, Any]:
     classification: dict[str, Any] = {"name": polygon.label}
     if colour is not None:
         classification["color"] = list(colour)
+    name, area = "Area px^2", polygon.area
+    if mpp is not None:
+        name, area = "Area µm^2", area * math.prod(mpp)
+    coordinates = [_closed(ring, hole == 0) for hole, ring in enumerate(polygon.rings)]
     return {
         "type": "Feature",
-        "geometry": {
-            "type": "Polygon",
-            "coordinates": [_closed(ring, place == 0) for place, ring in enumerate(polygon.rings)],
+        # QuPath takes UUIDs only. Equal polygons differ by their places.
+        "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{place} {coordinates}")),
+        "geometry": {"type": "Polygon", "coordinates": coordinates},
+        "properties": {
+            "objectType": "annotation",
+            "classification": classification,
+            "measurements": {name: round(area, _DIGITS)},
         },
-        "properties": {"objectType": "annotation", "classification": classification},
     }
 
 
