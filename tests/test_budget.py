@@ -31,6 +31,13 @@ def test_small_images_get_as_many_as_they_have(side: int, tokens: int) -> None:
     assert round(side**2 * choose_density([(image, mask)], PATCHER, classes=2)) == tokens
 
 
+def test_patches_of_any_size_keep_as_many_pixels() -> None:
+    image, mask = stripes(400, 640)
+    coarse, fine = (choose_density([(image, mask)], Patcher(side, detail="residual"), 2) for side in (16, 8))
+    assert fine == 4 * coarse
+    assert choose_window(fine, 300, patch_size=8) == choose_window(coarse, 300, patch_size=16) / 2
+
+
 def test_fine_labels_need_more() -> None:
     needed = [1 / choose_density([stripes(width, 1500)], PATCHER, classes=2) for width in (100, 6)]
     assert needed == [4096, 1024]
@@ -53,7 +60,7 @@ def test_ignored_pixels_do_not_count() -> None:
 
 @pytest.mark.parametrize("density", [1 / 4096, 1 / 2400, 1 / 512])
 def test_windows_hold_the_tokens_asked_for(density: float) -> None:
-    side = choose_window(density, tokens=300)
+    side = choose_window(density, tokens=300, patch_size=16)
     assert side % 64 == 0
     assert side == 1024 or 0.7 < density * side**2 / 300 < 1.4
 

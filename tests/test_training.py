@@ -410,6 +410,6 @@ def test_rare_classes_of_images_count_for_more() -> None:
 def test_defaults_come_from_the_data(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run", max_epochs=1, detail="variance", **HERE)
     options = json.loads((tmp_path / "run" / CONFIG).read_text(encoding="utf-8"))["options"]
-    assert options["budget"] == round(64 * 48 / 256)
+    assert options["budget"] == 64 * 48 / 16**2
     assert options["model"] == "patchtree:tiny"
     assert options["samples"] == 4

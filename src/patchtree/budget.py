@@ -15,11 +15,12 @@ from patchtree.patches import count_labels
 
 # The Dice that the patches alone must allow; see choose_density.
 _CEILING = 0.96
-# Tokens a pixel at least, tokens that an image of median area has at least, and tokens a pixel at most.
-_FEWEST, _ENOUGH, _MOST = 1 / 4096, 512, 1 / 256
+# Patch pixels: for a pixel of the image at least, and for an image of median area at least.
+_FEWEST, _ENOUGH = 1 / 16, 1 << 17
 # The smallest budget of a whole image.
 LEAST = 64
-_WINDOWS = (256, 1024)
+# Sides of training windows, in patches of the finest level.
+_WINDOWS = (16, 64)
 # What is looked at of an image at most, in pixels on a side.
 _SIDE = 4096
 
@@ -29,9 +30,10 @@ def choose_density(
 ) -> float:
     """Give the tokens a pixel that suit these images and their labels.
 
-    Labels painted from patches cannot be finer than the patches. The density starts at a token for 4096 pixels, or as
-    many more as give an image of median area 512, and doubles until the best labels that the patches could hold have a
-    Dice of 0.96 (mean of the foreground classes), or there is a token for 256 pixels.
+    Labels painted from patches cannot be finer than the patches. The density starts at a patch pixel for 16 pixels (a
+    token of 16 x 16 for 4096), or as many more as give an image of median area 131,072 (512 tokens), and doubles until
+    the best labels that the patches could hold have a Dice of 0.96 (mean of the foreground classes), or all leaves are
+    of the finest level.
 
     >>> coarse, fine = (np.tile(np.arange(512) // width % 2, (512, 1)).astype(np.uint8) for width in (100, 3))
     >>> [round(1 / choose_density([(255 * ids, ids)], Patcher(detail="residual"), 2)) for ids in (coarse, fine)]
@@ -43,10 +45,11 @@ def choose_density(
         classes: number of classes, ``K``; 0 is the background.
         ignore: id of pixels without a label.
     """
-    density = min(_MOST, max(_FEWEST, _ENOUGH / float(np.median([mask.size for _, mask in images]))))
-    while density < _MOST and _ceiling(images, patcher, density, classes, ignore) < _CEILING:
-        density = min(_MOST, 2 * density)
-    return density
+    pixels = patcher.patch_size**2
+    share = min(1.0, max(_FEWEST, _ENOUGH / float(np.median([mask.size for _, mask in images]))))
+    while share < 1 and _ceiling(images, patcher, share / pixels, classes, ignore) < _CEILING:
+        share = min(1.0, 2 * share)
+    return share / pixels
 
 
 def _ceiling(
@@ -74,14 +77,15 @@ def _ceiling(
     return float(found.mean()) if len(found) else 1.0
 
 
-def choose_window(density: float, tokens: int) -> int:
-    """Give the side of a training window, in pixels, that holds about as many tokens; from 256 to 1024.
+def choose_window(density: float, tokens: int, patch_size: int) -> int:
+    """Give the side of a training window, in pixels, that holds about as many tokens; from 16 to 64 fine patches.
 
-    >>> choose_window(1 / 4096, tokens=300), choose_window(1 / 600, tokens=300)
+    >>> choose_window(1 / 4096, 300, patch_size=16), choose_window(1 / 600, 300, patch_size=16)
     (1024, 448)
     """
     least, most = _WINDOWS
-    return min(most, max(least, round(sqrt(tokens / density) / 64) * 64))
+    fine = sqrt(tokens / density) / patch_size
+    return patch_size * min(most, max(least, round(fine / 4) * 4))
 
 
 def with_budget(

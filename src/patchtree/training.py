@@ -409,7 +409,8 @@ def _look(dataset: DataSet, options: Options, asked: Mapping[str, Any], accelera
         options = replace(options, budget=max(1, round(density * median(areas))))
     density = options.budget / median(areas)
     if asked["window"] is None:
-        options = replace(options, window=choose_window(density, _TOKENS["cpu" if accelerator == "cpu" else "gpu"]))
+        tokens = _TOKENS["cpu" if accelerator == "cpu" else "gpu"]
+        options = replace(options, window=choose_window(density, tokens, options.patch_size))
     windows = sum(max(1.0, area / options.window**2) for area in areas) * (1 - _HELD_OUT)
     return replace(options, density=density, samples=math.ceil(windows))
 
