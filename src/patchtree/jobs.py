@@ -217,6 +217,10 @@ class States:
         state = _load(self.file(name))
         return state.get("result") if state and state["key"] == key else None
 
+    def failed(self, name: str) -> bool:
+        """Whether an input, or what was to be made of its outputs, failed."""
+        return (_load(self.file(name)) or {}).get("state") == "failed"
+
     def begin(self, name: str) -> list[str]:
         """Forget what was known of an input, as its outputs are about to change; gives the names of their files."""
         result = (_load(self.file(name)) or {}).get("result") or {}

@@ -45,8 +45,9 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in this process."""
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line in this process; on a slow machine nothing is told of how far it is."""
+    monkeypatch.setattr("patchtree.cli.common._LINE_EVERY", float("inf"))
 
     def call(*words: object) -> Result:
         with pytest.raises(SystemExit) as stop:

@@ -145,6 +145,11 @@ def test_what_belongs_to_an_earlier_mask_goes_with_it(run: Run, trained: Trained
     (tmp_path / "slide.geojson").write_text("somebody's own")
     assert run(*words).code == 0
     assert outputs(tmp_path) == ["areas.csv", "slide.geojson", "slide.tif", "slide.xml"]
+    # Patches have states of the same name.
+    assert run("patch", slide, "--out", tmp_path, "--budget", "60").code == 0
+    assert run(*words, "--mpp", "0.5").code == 0
+    kept = ["slide.geojson", "slide.npz", "slide.tif", "slide.xml", "slide_leaves.png"]
+    assert outputs(tmp_path) == ["areas.csv", *kept]
 
 
 def test_outlines_that_fail_do_not_cost_the_mask(
@@ -167,6 +172,8 @@ def test_outlines_that_fail_do_not_cost_the_mask(
     assert outputs(tmp_path) == ["areas.csv", "slide.tif"]
     assert run("info", tmp_path).err == "error: slide.geojson: cannot be written\n"
     _forbid(monkeypatch)
+    assert run(*(word for word in words if word != "--geojson")).code == 0
+    assert "  done      1\n" in run("info", tmp_path).out
     result = run(*words)
     assert (result.code, result.err) == (0, "")
     assert outputs(tmp_path) == ["areas.csv", "slide.geojson", "slide.tif"]

@@ -386,6 +386,7 @@ class Job:
         settings: what the outputs depend on, in values that JSON knows.
         derived: what can be made of the outputs alone.
         derive: makes some of `derived`; takes what `work` gave and gives what ``--json`` prints.
+        companions: what earlier calls may have made of outputs that `work` replaces, or beside them.
     """
 
     files: tuple[str | Path, ...]
@@ -394,6 +395,7 @@ class Job:
     settings: Mapping[str, Any] = field(default_factory=dict)
     derived: tuple[Path, ...] = ()
     derive: Callable[[dict[str, Any], Sequence[Path]], dict[str, Any]] | None = None
+    companions: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -458,7 +460,11 @@ def do_jobs(
     results: list[dict[str, Any] | None] = [
         _finished(job, states.done(job.name, key)) if resume else None for job, key in zip(jobs, keys, strict=True)
     ]
-    todo = [at for at, result in enumerate(results) if result is None or jobs[at].missing(result)]
+    todo = [
+        at
+        for at, (job, result) in enumerate(zip(jobs, results, strict=True))
+        if result is None or job.missing(result) or states.failed(job.name)
+    ]
     sweep(file for at in todo for file in (*jobs[at].outputs, *jobs[at].derived, states.file(jobs[at].name)))
     if len(todo) < len(jobs) and not json:
         typer.echo(f"{len(jobs) - len(todo):,} of {len(jobs):,} were done before and are skipped")
@@ -479,14 +485,15 @@ def do_jobs(
                 result, results[at] = results[at], None
                 try:
                     if result is None:
-                        # What was made of earlier outputs does not belong to those to come.
-                        for name in {*states.begin(job.name)} - {job.outputs[0].name}:
-                            remove(job.outputs[0].with_name(name))
+                        earlier = states.begin(job.name)
+                        for file in job.companions:
+                            if file.name in earlier:
+                                remove(file)
                         result = job.work(functools.partial(_within, step, Path(files[0]).name))
                         states.finish(job.name, str(files[0]), keys[at], result)
                     if job.derive is not None and (missing := job.missing(result)):
                         result = job.derive(result, missing)
-                        states.finish(job.name, str(files[0]), keys[at], result)
+                    states.finish(job.name, str(files[0]), keys[at], result)
                 except Exception as error:
                     failed += 1
                     tell_error(error, files[0])

@@ -169,7 +169,8 @@ def predict(
         ome = format is Format.ome_tiff
         work = partial(predict_slide, one, predictor, wanted, model, ome, min_mpp, workers, resume, skip_bad_tiles)
         derive = partial(derive_from_slide, one, predictor.config.labels, wanted, skip_bad_tiles)
-        jobs.append(Job((one.path,), wanted.predicted, work, {**settings, "mpp": one.mpp}, wanted.derived, derive))
+        outputs, derived, companions = wanted.predicted, wanted.derived, _companions(out, one.name, ".zarr")
+        jobs.append(Job((one.path,), outputs, work, {**settings, "mpp": one.mpp}, derived, derive, companions))
     try:
         do_jobs("Predicting", jobs, out, _describe, json, failed + missed, resume, num_parts, part_id)
     finally:
@@ -382,7 +383,8 @@ def _image_jobs(
         wanted = _wanted(out, name, suffix, options, ".tif")
         work = partial(predict_image, files, predictor, wanted, flips)
         derive = partial(derive_from_image, files, predictor.config, wanted)
-        jobs.append(Job(files, wanted.predicted, at_once(work), settings, wanted.derived, derive))
+        outputs, derived, companions = wanted.predicted, wanted.derived, _companions(out, name, ".tif")
+        jobs.append(Job(files, outputs, at_once(work), settings, derived, derive, companions))
     return jobs, missed
 
 
@@ -393,6 +395,13 @@ def _wanted(out: Path, name: str, suffix: str, options: Mapping[str, bool], prob
         out / f"{name}.geojson" if options["geojson"] else None,
         out / f"{name}_overlay.png" if options["overlay"] else None,
     )
+
+
+def _companions(out: Path, name: str, probabilities: str) -> tuple[Path, ...]:
+    """List all that may be written beside a mask."""
+    options = dict.fromkeys(("probabilities", "geojson", "overlay"), True)
+    wanted = _wanted(out, name, "", options, probabilities)
+    return (*wanted.predicted[1:], *wanted.derived)
 
 
 def _with_files(result: Mapping[str, Any], more: Sequence[Path], started: float) -> dict[str, Any]:
