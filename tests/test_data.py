@@ -16,7 +16,7 @@ from torch import nn
 
 from patchtree.budget import with_budget
 from patchtree.cache import Cached, cache_data
-from patchtree.data import Batch, DataModule, Sample, Stream, Whole, Windows, collate_samples
+from patchtree.data import Batch, DataModule, Sample, Stream, Whole, Windows, collate_samples, warn_unmet
 from patchtree.datasets import DataSet, find_data, split_data
 from patchtree.io.images import write_image, write_mask
 from patchtree.models.ghosts import ghost_batch
@@ -235,9 +235,10 @@ def test_a_budget_that_is_not_met_is_told_once(dataset: DataSet, tmp_path: Path)
     patcher = Patcher(patch_size=4, detail=lambda image: np.pad([[1.0]], [(0, n - 1) for n in image.shape[:2]]))
     module = DataModule(train, val, patcher, tmp_path, window=64, samples=4, batch_size=2, workers=0)
     module.prepare_data()
-    with pytest.warns(UserWarning, match=r"in 3 of 3 images looked at: .* too little detail") as told:
-        module.setup()
     module.setup()
+    assert isinstance(module.whole, Whole)
+    with pytest.warns(UserWarning, match=r"in 3 of 3 images looked at: .* too little detail") as told:
+        warn_unmet(replace(module.whole, images=module.images))
     assert len(told) == 1
     assert len(list(islice(module.train_dataloader(), 2))) == 2
     assert len(list(module.val_dataloader())) == 1

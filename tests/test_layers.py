@@ -45,10 +45,11 @@ ORDER = (
     "runs",
     "schedule",
     "tasks",
-    "training",
     "slide_evaluation",
     "inference",
     "image_inference",
+    "trial",
+    "training",
     "cli",
     "__main__",
 )

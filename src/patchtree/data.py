@@ -418,7 +418,7 @@ class DataModule(lightning.LightningDataModule):
             seed=self.seed,
             length=self.samples,
         )
-        whole = self.whole = Whole(
+        self.whole = Whole(
             held_out,
             len(self.train.labels),
             self.patcher,
@@ -426,8 +426,6 @@ class DataModule(lightning.LightningDataModule):
             density=self.density,
             most=self.most,
         )
-        if self._world()[1] == 0:
-            warn_unmet(replace(whole, images=images))
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Give batches of windows, without end."""

@@ -48,6 +48,18 @@ def dice(confusion: Tensor) -> Tensor:
     return 2 * confusion.diagonal() / (confusion.sum(0) + confusion.sum(1))
 
 
+def mean_dice(confusion: Tensor) -> float:
+    """Give the mean Dice of the classes that are there, but class 0; 0 if there is none.
+
+    A class that is nowhere true would have 0, or be left out, by whether a single pixel is given to it.
+
+    >>> round(mean_dice(torch.tensor([[4.0, 1.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])), 3)
+    0.857
+    """
+    there = confusion[1:].sum(1) > 0
+    return dice(confusion)[1:][there].mean().nan_to_num().item()
+
+
 def iou(confusion: Tensor) -> Tensor:
     """Give the intersection over union of every class, ``(K, K)`` -> ``(K,)``; nan as for `dice`.
 

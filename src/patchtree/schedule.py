@@ -61,6 +61,7 @@ class Course(Callback):
         started: when the run began, by ``time.monotonic()``.
         report: takes lines on how it goes.
         score: what the best weights have most of, in words; one of the module's `scores` in lower case.
+        after: validations that there must be time for at the end, or of what takes as long.
 
     Attributes:
         progress: from 0 to 1.
@@ -82,7 +83,9 @@ class Course(Callback):
         started: float,
         report: Callable[[str], None],
         score: str = "Dice",
+        after: float = 1.1,
     ) -> None:
+        self.after = after
         self.out, self.average, self.lr, self.epoch, self.report = out, average, lr, epoch, report
         self.score = score
         self.max_time, self.max_samples = max_time, max_samples
@@ -233,11 +236,11 @@ class Course(Callback):
     def _progress(self, elapsed: float) -> float:
         """Give the share used of the samples, or of the time for training.
 
-        That is what getting ready, the step that comes and the last validation leave of the time.
+        That is what getting ready, the step that comes and what is validated at the end leave of the time.
         """
         shares = [0.0]
         if self.max_time is not None:
-            left = self.max_time - 1.1 * self._validating - self._step - elapsed
+            left = self.max_time - self.after * self._validating - self._step - elapsed
             trained = max(elapsed - self._began, 1e-9)
             shares.append(trained / (trained + max(left, 0)))
         if self.max_samples is not None:

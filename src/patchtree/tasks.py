@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 from patchtree.data import Batch
 from patchtree.losses import loss_of_sums, loss_sums
-from patchtree.metrics import Confusion, classification_scores, dice, recall
+from patchtree.metrics import Confusion, classification_scores, dice, mean_dice, recall
 from patchtree.models.segmenter import Segmenter
 from patchtree.models.tuning import kept_weights, weight_groups
 
@@ -84,11 +84,8 @@ class Task(LightningModule):
         """Score all images together: Dice a class, and the mean of those that are there but class 0."""
         table = self.confusion.compute()
         self.confusion.reset()
-        scores = dice(table)
-        # A class that is in no validation image would be 0 or left out by whether a single pixel is given to it.
-        mean = scores[1:][table[1:].sum(1) > 0].mean().nan_to_num().item()
-        self.scores = {"dice": mean} | {
-            f"dice {name}": score for name, score in zip(self.labels, scores.tolist(), strict=True)
+        self.scores = {"dice": mean_dice(table)} | {
+            f"dice {name}": score for name, score in zip(self.labels, dice(table).tolist(), strict=True)
         }
         self.log_dict(self.scores, batch_size=1, sync_dist=True)
 

@@ -29,7 +29,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from patchtree.budget import choose_density, choose_window
 from patchtree.cache import cache_data
-from patchtree.data import DataModule
+from patchtree.data import DataModule, Whole, warn_unmet
 from patchtree.datasets import DataSet, check_data, choose, find_data, split_data
 from patchtree.detail import Detail, from_dict, to_dict
 from patchtree.ema import Average
@@ -50,15 +50,20 @@ from patchtree.schedule import Bar, Course
 from patchtree.slide_data import SlideModule, SlideParts, choose_side, density_of
 from patchtree.slide_sources import check_slides, look_at, median_mpp
 from patchtree.tasks import ImageTask, Task
+from patchtree.trial import fewest, try_budgets
 
 _DEFAULT_TIME = 3600.0
 # Of models that begin with random weights; trained ones are moved less, the more so the deeper they lie.
 _RATES = {"patchtree:tiny": 1e-3, "patchtree:small": 5e-4}
+# A step of Adam is larger than one of Muon at the same rate, to begin with.
+_MUON_RATE = 3.0
 _RATE, _TRAINED_RATE, _TRAINED_LAYER_DECAY = 3e-4, 1e-4, 0.75
 _CLIP = 1.0
 _DECAY = 0.999
 _HELD_OUT = 0.2
 _HALF = "bf16-mixed"
+# Validations that fit in after the last step: one, and with it what trying budgets takes.
+_AFTER = {False: 1.1, True: 3.5}
 # Of the images, to choose the budget by.
 _LOOKED_AT = 4
 # In a window: what attention and a step's time allow.
@@ -94,6 +99,7 @@ class Options:
     samples: int
     task: str = "segment"
     muon: bool = False
+    asked_budget: bool = False
 
 
 def train(
@@ -243,6 +249,8 @@ def train(
     parts = _open_data(dataset, config, options, out / CACHE, _workers(workers))
     parts.prepare_data()
     parts.setup()
+    if main and options.asked_budget and isinstance(parts.whole, Whole):
+        warn_unmet(replace(parts.whole, images=parts.images))
     if checkpoint is None:
         if built.norm is not None and parts.dtype == "uint8":
             parts.mean, parts.std = built.norm
@@ -259,7 +267,9 @@ def train(
         _tell_weights(say, built, options, parts)
     average = Average(_DECAY)
     max_samples = None if max_epochs is None else max_epochs * options.samples
-    course = Course(out, average, options.lr, options.samples, max_time, max_samples, started, say, module.score)
+    tried = isinstance(parts.whole, Whole) and not options.asked_budget
+    after = _AFTER[tried]
+    course = Course(out, average, options.lr, options.samples, max_time, max_samples, started, say, module.score, after)
     if checkpoint is not None:
         course.resume(checkpoint)
         if course.progress >= 1:
@@ -294,10 +304,16 @@ def train(
     if course.interrupted:
         say(f"stopped after {trainer.global_step} steps, all is saved; go on with --resume")
         raise KeyboardInterrupt
-    if main:
-        shutil.rmtree(out / CACHE, ignore_errors=True)
     best = f"best {course.score} {course.best:.3f} at step {course.best_step}"
     say(f"{best} of {trainer.global_step}; the run is in {out}")
+    if main and isinstance(parts.whole, Whole) and tried:
+        scores = try_budgets(out, parts.whole, "cpu" if accelerator == "cpu" else None)
+        share = fewest(scores)
+        save_config(out, replace(config, density=share * options.density))
+        each = ", ".join(f"{score:.3f} with {round(part * options.budget)}" for part, score in scores.items())
+        say(f"prediction: {round(share * options.budget)} patches an image; Dice of the validation images {each}")
+    if main:
+        shutil.rmtree(out / CACHE, ignore_errors=True)
     return out
 
 
@@ -309,7 +325,7 @@ def _open_data(dataset: DataSet, config: RunConfig, options: Options, cache: Pat
         Patcher.from_dict(config.patcher),
         cache,
         window=config.window,
-        density=config.density,
+        density=options.density,
         most=config.most,
         samples=options.samples,
         batch_size=options.batch_size,
@@ -353,6 +369,9 @@ def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Opt
             raise InputError(f"{name} is for masks, images with one class each are seen whole; leave it out")
     model = asked["model"] or ("patchtree:tiny" if accelerator == "cpu" else "patchtree:small")
     trained = pretrained(model, asked["weights"])
+    # What it orthogonalises is in bfloat16: on a CPU without instructions for that it takes longer than all the rest.
+    quick = choose_precision(accelerator) == _HALF
+    muon = quick and not (classify or trained) and model.startswith("patchtree:")
     values: dict[str, Any] = {
         "task": "segment",
         "patch_size": 16,
@@ -366,11 +385,11 @@ def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Opt
         "window": 1024,
         # On a CPU time is short, and twice as many steps do more than twice as large batches.
         "batch_size": 4 if accelerator == "cpu" else 8,
-        "lr": _TRAINED_RATE if trained else _RATES.get(model, _RATE),
+        "lr": _TRAINED_RATE if trained else _RATES.get(model, _RATE) * (_MUON_RATE if muon else 1),
         "layer_decay": _TRAINED_LAYER_DECAY if trained else 1.0,
         "seed": 0,
-        # What it orthogonalises is in bfloat16: on a CPU without instructions for that it takes longer than the rest.
-        "muon": not (classify or trained) and model.startswith("patchtree:") and choose_precision(accelerator) == _HALF,
+        "muon": muon,
+        "asked_budget": asked["budget"] is not None,
     }
     values |= {name: value for name, value in asked.items() if value is not None}
     for name in ("window", "batch_size", "lr", "layer_decay"):
@@ -519,7 +538,7 @@ def _tell(
         images += f" by {len(parts.whole)} windows"
     say(f"data: {images}; {', '.join(config.labels)}")
     p, detail = config.model["patch_size"], config.patcher["detail"]["name"]
-    tokens = round(config.density * area)
+    tokens = round(options.density * area)
     whole = not config.window or max(height, width) <= config.window
     seen = "seen whole" if whole else f"windows of {config.window} px"
     shown = "for the tissue of a slide" if slides else "an image"

@@ -1,0 +1,88 @@
+"""The budget that predicts the validation images best is found after a training, and kept for prediction."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from patchtree.cache import cache_data
+from patchtree.data import Whole
+from patchtree.datasets import find_data
+from patchtree.inference import load
+from patchtree.io.images import write_image, write_mask
+from patchtree.metrics import confusion, mean_dice
+from patchtree.patcher import Patcher
+from patchtree.runs import load_config
+from patchtree.training import train
+from patchtree.trial import SHARES, fewest, try_budgets
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images of bright blots."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (root / name).mkdir()
+    for at in range(6):
+        mask = np.zeros((160, 192), np.uint8)
+        for y, x in rng.integers(0, 140, (6, 2)):
+            mask[y : y + 20, x : x + 20] = 1
+        image = (mask * 120 + rng.integers(0, 40, mask.shape)).astype(np.uint8)
+        write_image(root / "images" / f"{at}.png", image)
+        write_mask(root / "masks" / f"{at}.png", mask)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    lines: list[str] = []
+    out = tmp_path_factory.mktemp("out") / "run"
+    options = {"max_epochs": 4, "patch_size": 8, "window": 64, "workers": 0, "accelerator": "cpu"}
+    return train(data, out, **options, progress=False, report=lines.append), lines
+
+
+def test_prediction_takes_the_budget_that_was_found(run: tuple[Path, list[str]]) -> None:
+    out, lines = run
+    config = load_config(out)
+    share = config.density / config.options["density"]
+    assert share in SHARES
+    found = [line for line in lines if line.startswith("prediction:")]
+    assert len(found) == 1
+    assert f" {round(share * config.options['budget'])} patches" in found[0]
+
+
+def test_scores_are_those_of_the_run_s_predictions(run: tuple[Path, list[str]], data: Path, tmp_path: Path) -> None:
+    out, _ = run
+    config, dataset = load_config(out), find_data(data)
+    images = cache_data(dataset, tmp_path / "cache")[:2]
+    patcher, density = Patcher.from_dict(config.patcher), config.options["density"]
+    scores = try_budgets(out, Whole(images, 2, patcher, density=density, most=config.most), "cpu")
+    assert tuple(scores) == SHARES
+    for share, score in scores.items():
+        predictor = load(out, "cpu", smooth=False)
+        predictor = replace(predictor, config=replace(config, density=share * density))
+        table = torch.zeros(2, 2, dtype=torch.float64)
+        for image in images:
+            ids = torch.from_numpy(predictor(image.image())).long()
+            table += confusion(ids, torch.eye(2)[image.mask().astype(int)])
+        assert score == pytest.approx(mean_dice(table), abs=1e-9)
+
+
+def test_a_budget_that_was_asked_for_is_kept(data: Path, tmp_path: Path) -> None:
+    options = {"max_epochs": 1, "patch_size": 8, "budget": 100, "window": 64, "workers": 0, "accelerator": "cpu"}
+    lines: list[str] = []
+    train(data, tmp_path / "run", **options, progress=False, report=lines.append)
+    assert load_config(tmp_path / "run").patcher_for((160, 192)).budget == 100
+    assert not [line for line in lines if line.startswith("prediction:")]
+
+
+@pytest.mark.parametrize(
+    ("scores", "share"), [({0.25: 0.5, 0.5: 0.5, 1.0: 0.5}, 0.25), ({0.25: 0.9, 0.5: 0.95, 1.0: 0.93}, 0.5)]
+)
+def test_no_more_patches_than_help(scores: dict[float, float], share: float) -> None:
+    assert fewest(scores) == share
