@@ -30,8 +30,6 @@ from patchtree.patches import count_labels
 from patchtree.tokens import Tokens, collate, pad
 
 _LOOKED_AT = 4
-# Of the budgets trained with.
-_SPREAD = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,6 +316,7 @@ class DataModule(lightning.LightningDataModule):
         window: side of the windows in pixels.
         density: tokens a pixel; None chooses by what the labels need, see `choose_density`.
         most: largest budget of a whole image.
+        spread: of the windows' budgets, see `Windows`.
         foreground: share of windows centred on a rare class.
         augment: augment the windows.
         samples: windows an epoch, see `Windows`.
@@ -340,6 +339,7 @@ class DataModule(lightning.LightningDataModule):
         window: int = 1024,
         density: float | None = None,
         most: int | None = None,
+        spread: float = 1.0,
         foreground: float = 0.5,
         augment: bool = True,
         samples: int = 256,
@@ -356,7 +356,7 @@ class DataModule(lightning.LightningDataModule):
             raise InputError(f"a patcher with ndim={patcher.ndim} cannot cut the images of a folder; give ndim=2")
         self.train, self.val = train, val
         self.patcher, self.cache = patcher, Path(cache)
-        self.window, self.density, self.most = window, density, most
+        self.window, self.density, self.most, self.spread = window, density, most, spread
         self.foreground, self.augment = foreground, augment
         self.samples, self.batch_size, self.workers, self.seed = samples, batch_size, workers, seed
         self.grids = tuple(grids)
@@ -412,7 +412,7 @@ class DataModule(lightning.LightningDataModule):
             ignore=self.train.ignore,
             window=self.window,
             density=self.density,
-            spread=_SPREAD if self.augment else 1.0,
+            spread=self.spread,
             foreground=self.foreground,
             augment=self.augment,
             seed=self.seed,

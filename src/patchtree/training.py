@@ -50,7 +50,7 @@ from patchtree.schedule import Bar, Course
 from patchtree.slide_data import SlideModule, SlideParts, choose_side, density_of
 from patchtree.slide_sources import check_slides, look_at, median_mpp
 from patchtree.tasks import ImageTask, Task
-from patchtree.trial import fewest, try_budgets
+from patchtree.trial import SHARES, fewest, try_budgets
 
 _DEFAULT_TIME = 3600.0
 # Of models that begin with random weights; trained ones are moved less, the more so the deeper they lie.
@@ -327,6 +327,7 @@ def _open_data(dataset: DataSet, config: RunConfig, options: Options, cache: Pat
         window=config.window,
         density=options.density,
         most=config.most,
+        spread=1.0 if options.asked_budget else 1 / min(SHARES),
         samples=options.samples,
         batch_size=options.batch_size,
         workers=workers,

@@ -12,7 +12,7 @@ from patchtree.data import Whole
 from patchtree.inference import load
 from patchtree.metrics import confusion, mean_dice
 
-# Of the density; what training draws its windows at lies between them.
+# Of the density. Training draws windows at any between the first and the last.
 SHARES = (0.25, 0.5, 1.0)
 # Scores that differ less are alike.
 _ALIKE = 0.002
