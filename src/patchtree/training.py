@@ -50,7 +50,7 @@ from patchtree.schedule import Bar, Course
 from patchtree.slide_data import SlideModule, SlideParts, choose_side, density_of
 from patchtree.slide_sources import check_slides, look_at, median_mpp
 from patchtree.tasks import ImageTask, Task
-from patchtree.trial import SHARES, fewest, try_budgets
+from patchtree.trial import SHARES, choose_share, try_budgets
 
 _DEFAULT_TIME = 3600.0
 # Of models that begin with random weights; trained ones are moved less, the more so the deeper they lie.
@@ -308,7 +308,7 @@ def train(
     say(f"{best} of {trainer.global_step}; the run is in {out}")
     if main and isinstance(parts.whole, Whole) and tried:
         scores = try_budgets(out, parts.whole, "cpu" if accelerator == "cpu" else None)
-        share = fewest(scores)
+        share = choose_share(scores)
         save_config(out, replace(config, density=share * options.density))
         each = ", ".join(f"{score:.3f} with {round(part * options.budget)}" for part, score in scores.items())
         say(f"prediction: {round(share * options.budget)} patches an image; Dice of the validation images {each}")
