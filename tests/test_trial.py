@@ -61,7 +61,7 @@ def test_scores_are_those_of_the_run_s_predictions(run: tuple[Path, list[str]], 
     config, dataset = load_config(out), find_data(data)
     images = cache_data(dataset, tmp_path / "cache")[:2]
     patcher, density = Patcher.from_dict(config.patcher), config.options["density"]
-    scores = try_budgets(out, Whole(images, 2, patcher, density=density, most=config.most), "cpu")
+    scores = try_budgets(out, Whole(images, 2, patcher, density=density, most=config.most), device="cpu")
     assert tuple(scores) == SHARES
     for share, score in scores.items():
         predictor = load(out, "cpu", smooth=False)

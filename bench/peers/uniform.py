@@ -46,7 +46,7 @@ def options(
     Raises:
         InputError: an image has more patches than patchtree takes of one.
     """
-    window = choose_window(1 / patch_size**2, tokens)
+    window = choose_window(1 / patch_size**2, tokens, patch_size)
     largest = max(_patches(shape, patch_size) for shape in (*shapes, *held_out))
     if largest > RunConfig.most:
         raise InputError(f"an image has {largest:,} patches of {patch_size} px, patchtree takes {RunConfig.most:,}")

@@ -50,7 +50,7 @@ from patchtree.schedule import Bar, Course
 from patchtree.slide_data import SlideModule, SlideParts, choose_side, density_of
 from patchtree.slide_sources import check_slides, look_at, median_mpp
 from patchtree.tasks import ImageTask, Task
-from patchtree.trial import SHARES, choose_share, try_budgets
+from patchtree.trial import SHARES, choose_share, shares_of, try_budgets
 
 _DEFAULT_TIME = 3600.0
 # Of models that begin with random weights; trained ones are moved less, the more so the deeper they lie.
@@ -62,8 +62,8 @@ _CLIP = 1.0
 _DECAY = 0.999
 _HELD_OUT = 0.2
 _HALF = "bf16-mixed"
-# Validations that fit in after the last step: one, and with it what trying budgets takes.
-_AFTER = {False: 1.1, True: 3.5}
+# Validations that there must be time for after the last step, by how many budgets are tried then.
+_AFTER = {0: 1.1, 3: 3.5, 4: 8.0}
 # Of the images, to choose the budget by.
 _LOOKED_AT = 4
 # In a window: what attention and a step's time allow.
@@ -267,8 +267,8 @@ def train(
         _tell_weights(say, built, options, parts)
     average = Average(_DECAY)
     max_samples = None if max_epochs is None else max_epochs * options.samples
-    tried = isinstance(parts.whole, Whole) and not options.asked_budget
-    after = _AFTER[tried]
+    tried = shares_of(options.budget) if isinstance(parts.whole, Whole) and not options.asked_budget else ()
+    after = _AFTER[len(tried)]
     course = Course(out, average, options.lr, options.samples, max_time, max_samples, started, say, module.score, after)
     if checkpoint is not None:
         course.resume(checkpoint)
@@ -307,7 +307,7 @@ def train(
     best = f"best {course.score} {course.best:.3f} at step {course.best_step}"
     say(f"{best} of {trainer.global_step}; the run is in {out}")
     if main and isinstance(parts.whole, Whole) and tried:
-        scores = try_budgets(out, parts.whole, "cpu" if accelerator == "cpu" else None)
+        scores = try_budgets(out, parts.whole, tried, "cpu" if accelerator == "cpu" else None)
         share = choose_share(scores)
         save_config(out, replace(config, density=share * options.density))
         each = ", ".join(f"{score:.3f} with {round(part * options.budget)}" for part, score in scores.items())

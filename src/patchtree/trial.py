@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,25 +12,39 @@ from patchtree.data import Whole
 from patchtree.inference import load
 from patchtree.metrics import confusion, mean_dice
 
-# Of the density. Training draws windows at any between the first and the last.
-SHARES = (0.25, 0.5, 1.0)
+# Of the density. Training draws windows at any between the first and 1; twice that is tried where it costs little.
+SHARES = (0.25, 0.5, 1.0, 2.0)
+_CHEAP = 8192
 # A better score that differs less says nothing: validation images are few, and others may be finer.
 _ALIKE = 0.005
 
 
+def shares_of(budget: int) -> tuple[float, ...]:
+    """Give the shares of a budget that are tried.
+
+    >>> shares_of(1000), shares_of(5000)
+    ((0.25, 0.5, 1.0, 2.0), (0.25, 0.5, 1.0))
+    """
+    return tuple(share for share in SHARES if share <= 1 or share * budget <= _CHEAP)
+
+
 def try_budgets(
-    run: str | os.PathLike[str], whole: Whole, device: torch.device | str | None = None
+    run: str | os.PathLike[str],
+    whole: Whole,
+    shares: Sequence[float] = SHARES,
+    device: torch.device | str | None = None,
 ) -> dict[float, float]:
     """Give the mean Dice on validation images for each share of their patches.
 
     Args:
         run: the folder of a training, with its best weights.
         whole: the validation images at the density that was trained at.
+        shares: of that density.
         device: see `patchtree.inference.load`.
     """
     predictor = load(run, device)
     scores = {}
-    for share in SHARES:
+    for share in shares:
         samples = replace(whole, density=share * whole.density)
         table = torch.zeros(whole.classes, whole.classes, dtype=torch.float64)
         for index in range(len(samples)):
