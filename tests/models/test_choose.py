@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -20,6 +21,9 @@ from patchtree.models.heads import build_head
 from patchtree.models.mosaic import through_mosaic
 from patchtree.models.tuning import trial_tokens
 from patchtree.models.weights import read_weights
+from patchtree.patcher import Patches
+from patchtree.tokens import collate
+from patchtree.tree import Tree
 
 DEEP = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 VIT = "timm:test_vit"
@@ -363,3 +367,11 @@ def test_what_does_not_suit_the_model_is_told() -> None:
     with pytest.raises(InputError, match="ThroughMosaic gives no features of tokens; give adapt"):
         build_head("linear", through_mosaic(nn.Conv2d(3, 2, 1)), 2, 16)  # type: ignore[arg-type]
     assert choose._BUILDERS.keys() >= choose._PACKAGES.keys()
+
+
+@pytest.mark.parametrize("name", ["monai:vit", "monai:unetr", "monai:vitautoenc"])
+def test_models_made_by_name_know_their_grid(name: str) -> None:
+    """No warning of a guess, which is an error here, for an image that is not square."""
+    tree = Tree.uniform((32, 48), patch_size=16)
+    tokens = collate([Patches(np.zeros((6, 16, 16, 3), np.uint8), tree)])
+    assert build_model(name, labels=2)(tokens).shape == (1, 6, 16, 16, 2)

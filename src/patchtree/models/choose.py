@@ -429,7 +429,10 @@ def _monai(asked: _Asked) -> _Original:
     if asked.pretrained:
         raise InputError(f"model {asked.name} comes without trained weights; give a file of weights, or none")
     make, logits = makers[rest]
-    return _Original(make(), logits)
+    model: Any = make()
+    if hasattr(getattr(model, "vit", model), "patch_embedding"):
+        model.img_size = side  # MONAI's ViT does not keep it, and `adapt` needs it
+    return _Original(model, logits)
 
 
 def _smp(asked: _Asked) -> _Original:
