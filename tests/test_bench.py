@@ -57,6 +57,7 @@ def test_labels_by_stain() -> None:
 def test_extra_memory_sees_what_is_let_go() -> None:
     """In a process of its own: this one's allocator may have kept as much from other tests."""
     code = """
+import time
 import numpy as np
 from bench import common
 def hold():
