@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from patchtree.files import replacing
 from patchtree.io.slides import Slide, SlideReadError
 from patchtree.io.slides.base import Box, overlap
+from patchtree.slides.wrapped import Wrapped
 
 
-class Lenient(Slide):
+class Lenient(Wrapped):
     """A slide whose unreadable tiles are background.
 
     >>> import tempfile
@@ -29,20 +30,14 @@ class Lenient(Slide):
     ((100, 200, 3), 0)
 
     Attributes:
-        slide: what is read.
         bad: level, row and column, in tiles, of those that could not be read until now.
     """
 
     def __init__(self, slide: Slide) -> None:
-        self.slide, self.bad = slide, set[tuple[int, int, int]]()
+        super().__init__(slide)
+        self.bad = set[tuple[int, int, int]]()
         self._lock = Lock()
         self._log: Path | None = None
-        self.path, self.kind, self.levels = slide.path, slide.kind, slide.levels
-        self.channels, self.dtype, self.mpp, self.background = slide.channels, slide.dtype, slide.mpp, slide.background
-
-    def close(self) -> None:
-        """Close the slide."""
-        self.slide.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.slide,)

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from patchtree.io.slides import Slide
 from patchtree.io.slides.base import Box
+from patchtree.slides.wrapped import Wrapped
 
 
-class Metered(Slide):
+class Metered(Wrapped):
     """A slide that counts the pixels that are read of it.
 
     >>> import tempfile
@@ -26,18 +27,12 @@ class Metered(Slide):
     ((100, 200, 3), 20000)
 
     Attributes:
-        slide: what is read.
         pixels: of all levels, read until now.
     """
 
     def __init__(self, slide: Slide) -> None:
-        self.slide, self.pixels, self._lock = slide, 0, Lock()
-        self.path, self.kind, self.levels = slide.path, slide.kind, slide.levels
-        self.channels, self.dtype, self.mpp, self.background = slide.channels, slide.dtype, slide.mpp, slide.background
-
-    def close(self) -> None:
-        """Close the slide."""
-        self.slide.close()
+        super().__init__(slide)
+        self.pixels, self._lock = 0, Lock()
 
     def _read(self, level: int, box: Box) -> NDArray[Any]:
         y0, x0, y1, x1 = box

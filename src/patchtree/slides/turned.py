@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from patchtree.io.slides import Level, Slide
 from patchtree.io.slides.base import Box
+from patchtree.slides.wrapped import Wrapped
 
 
-class Turned(Slide):
+class Turned(Wrapped):
     """A slide mirrored left to right where that is asked for, then turned anticlockwise by quarters.
 
     Coarse levels that were cut to whole pixels may lie up to one of their pixels aside.
@@ -26,25 +27,18 @@ class Turned(Slide):
     [[2, 5], [1, 4], [0, 3]]
 
     Attributes:
-        slide: what is read.
         flip: mirror it left to right, before it is turned.
         turns: quarter turns, 0 to 3.
     """
 
     def __init__(self, slide: Slide, flip: bool = False, turns: int = 0) -> None:
-        self.slide, self.flip, self.turns = slide, flip, turns
-        self.path, self.kind, self.channels, self.dtype = slide.path, slide.kind, slide.channels, slide.dtype
-        self.background, self.mpp = slide.background, slide.mpp
-        self.levels = slide.levels
+        super().__init__(slide)
+        self.flip, self.turns = flip, turns
         if turns % 2:
             self.mpp = None if slide.mpp is None else (slide.mpp[1], slide.mpp[0])
             self.levels = tuple(
                 Level(level.shape[::-1], level.downsample[::-1], level.tile[::-1]) for level in slide.levels
             )
-
-    def close(self) -> None:
-        """Close the slide."""
-        self.slide.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.slide, self.flip, self.turns)
