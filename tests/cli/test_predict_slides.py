@@ -180,16 +180,20 @@ def test_outlines_that_fail_do_not_cost_the_mask(
     assert "  done      1\n" in run("info", tmp_path).out
 
 
-def test_one_bad_slide_stops_nothing(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "in" / "bad.tif"
-    bad.parent.mkdir()
-    # Whole but for the middle of its pixels.
+def spoil_tiles(slide: Path, path: Path, tiles: slice) -> None:
+    """Write a copy of a slide that is whole but for some tiles of its finest level."""
     data = bytearray(slide.read_bytes())
     with tifffile.TiffFile(slide) as file:
         page = file.pages[0]
-        for offset, count in zip(page.dataoffsets[5:15], page.databytecounts[5:15], strict=True):
+        for offset, count in zip(page.dataoffsets[tiles], page.databytecounts[tiles], strict=True):
             data[offset : offset + count] = bytes(count)
-    bad.write_bytes(data)
+    path.write_bytes(data)
+
+
+def test_one_bad_slide_stops_nothing(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "in" / "bad.tif"
+    bad.parent.mkdir()
+    spoil_tiles(slide, bad, slice(5, 15))
     (tmp_path / "in" / "empty.svs").touch()
     (tmp_path / "in" / "fine.tif").write_bytes(slide.read_bytes())
     result = run("predict", trained.run, tmp_path / "in", "--out", tmp_path / "out", "--json")
@@ -236,12 +240,7 @@ def test_areas_of_all_slides_are_in_one_table(run: Run, trained: Trained, slide:
 
 def test_bad_tiles_may_be_background(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.tif"
-    data = bytearray(slide.read_bytes())
-    with tifffile.TiffFile(slide) as file:
-        page = file.pages[0]
-        for offset, count in zip(page.dataoffsets[5:9], page.databytecounts[5:9], strict=True):
-            data[offset : offset + count] = bytes(count)
-    path.write_bytes(data)
+    spoil_tiles(slide, path, slice(5, 9))
     words = ("predict", trained.run, path, "--out", tmp_path / "out", "--overlay", "--json")
     assert run(*words).code == 1
     result = run(*words, "--resume", "--skip-bad-tiles")
