@@ -306,15 +306,22 @@ def train(
         raise KeyboardInterrupt
     best = f"best {course.score} {course.best:.3f} at step {course.best_step}"
     say(f"{best} of {trainer.global_step}; the run is in {out}")
-    if main and isinstance(parts.whole, Whole) and tried:
-        scores = try_budgets(out, parts.whole, tried, "cpu" if accelerator == "cpu" else None)
-        share = choose_share(scores)
-        save_config(out, replace(config, density=share * options.density))
-        each = ", ".join(f"{score:.3f} with {round(part * options.budget)}" for part, score in scores.items())
-        say(f"prediction: {round(share * options.budget)} patches an image; Dice of the validation images {each}")
     if main:
+        if isinstance(parts.whole, Whole) and tried:
+            scores = try_budgets(out, parts.whole, tried, "cpu" if accelerator == "cpu" else None)
+            _keep_best_budget(out, config, options, scores, say)
         shutil.rmtree(out / CACHE, ignore_errors=True)
     return out
+
+
+def _keep_best_budget(
+    out: Path, config: RunConfig, options: Options, scores: Mapping[float, float], say: Callable[[str], None]
+) -> None:
+    """Write down how many patches prediction takes, by the scores of shares of the budget, and say so."""
+    share = choose_share(scores)
+    save_config(out, replace(config, density=share * options.density))
+    each = ", ".join(f"{score:.3f} with {round(part * options.budget)}" for part, score in scores.items())
+    say(f"prediction: {round(share * options.budget)} patches an image; Dice of the validation images {each}")
 
 
 def _open_data(dataset: DataSet, config: RunConfig, options: Options, cache: Path, workers: int) -> DataModule:
@@ -417,7 +424,7 @@ def _look(dataset: DataSet, options: Options, asked: Mapping[str, Any], accelera
     areas = [prod(image_size(pair.image)) for pair in dataset.pairs]
     if options.task == "classify":
         train, _ = split_data(dataset, _HELD_OUT, options.seed)
-        enough = min(_TOKENS["cpu" if accelerator == "cpu" else "gpu"], max(_FEW, round(median(areas) / _AREA)))
+        enough = min(_window_tokens(accelerator), max(_FEW, round(median(areas) / _AREA)))
         budget = options.budget if asked["budget"] is not None else enough
         return replace(options, budget=budget, window=0, density=budget / median(areas), samples=len(train))
     if asked["budget"] is None:
@@ -429,8 +436,7 @@ def _look(dataset: DataSet, options: Options, asked: Mapping[str, Any], accelera
         options = replace(options, budget=max(1, round(density * median(areas))))
     density = options.budget / median(areas)
     if asked["window"] is None:
-        tokens = _TOKENS["cpu" if accelerator == "cpu" else "gpu"]
-        options = replace(options, window=choose_window(density, tokens, options.patch_size))
+        options = replace(options, window=choose_window(density, _window_tokens(accelerator), options.patch_size))
     windows = sum(max(1.0, area / options.window**2) for area in areas) * (1 - _HELD_OUT)
     return replace(options, density=density, samples=math.ceil(windows))
 
@@ -445,9 +451,14 @@ def _look_at_slides(dataset: DataSet, options: Options, asked: Mapping[str, Any]
         options = replace(options, budget=max(1, round(density_of(slides, patcher) * area)))
     density = options.budget / area
     if asked["window"] is None:
-        options = replace(options, window=choose_side(density, _TOKENS["cpu" if accelerator == "cpu" else "gpu"]))
+        options = replace(options, window=choose_side(density, _window_tokens(accelerator)))
     windows = sum(max(1.0, slide.area / options.window**2) for slide in slides)
     return replace(options, density=density, samples=math.ceil(windows))
+
+
+def _window_tokens(accelerator: str) -> int:
+    """Give the tokens of a window."""
+    return _TOKENS["cpu" if accelerator == "cpu" else "gpu"]
 
 
 def _plan(dataset: DataSet, options: Options) -> RunConfig:
