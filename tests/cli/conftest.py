@@ -47,7 +47,7 @@ Run = Callable[..., Result]
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command line in this process; on a slow machine nothing is told of how far it is."""
-    monkeypatch.setattr("patchtree.cli.common._LINE_EVERY", float("inf"))
+    monkeypatch.setattr("patchtree.cli.progress._LINE_EVERY", float("inf"))
 
     def call(*words: object) -> Result:
         with pytest.raises(SystemExit) as stop:

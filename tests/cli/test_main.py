@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from patchtree import Patcher
-from patchtree.cli import app, common
+from patchtree.cli import app, progress
 from patchtree.io.images import write_image
 
 from .conftest import Run, outputs, picture, run_process
@@ -231,11 +231,11 @@ def test_the_bar_waits_two_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     before = set(threading.enumerate())
-    with common.progress("Patching", 2) as step:
+    with progress.progress("Patching", 2) as step:
         step()
     assert "Patching" not in capsys.readouterr().err
-    monkeypatch.setattr(common, "_BAR_AFTER", 0.01)
-    with common.progress("Patching", 2) as step:
+    monkeypatch.setattr(progress, "_BAR_AFTER", 0.01)
+    with progress.progress("Patching", 2) as step:
         step()
         time.sleep(0.3)
         assert "Patching" in capsys.readouterr().err
@@ -248,8 +248,8 @@ def test_the_bar_shows_how_far_an_input_is(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setattr(common, "_BAR_AFTER", 0)
-    with common.progress("Predicting", 2) as step:
+    monkeypatch.setattr(progress, "_BAR_AFTER", 0)
+    with progress.progress("Predicting", 2) as step:
         for done in range(5):
             step("a.svs, windows", done + 3, 9)
             time.sleep(0.05)
@@ -268,8 +268,8 @@ def test_a_line_now_and_then_where_no_terminal_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(common, "monotonic", lambda: now)
-    with common.progress("Predicting", 12) as step:
+    monkeypatch.setattr(progress, "monotonic", lambda: now)
+    with progress.progress("Predicting", 12) as step:
         for _ in range(4):
             now += 10
             step()
@@ -287,8 +287,8 @@ def test_a_line_now_and_then_where_no_terminal_is(
 
 
 def test_no_bar_where_no_terminal_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(common, "_BAR_AFTER", 0)
-    with common.progress("Patching", 1) as step:
+    monkeypatch.setattr(progress, "_BAR_AFTER", 0)
+    with progress.progress("Patching", 1) as step:
         time.sleep(0.05)
         step()
     assert capsys.readouterr().err == ""

@@ -89,7 +89,7 @@ def test_what_is_done_is_not_done_again(run: Run, trained: Trained, slide: Path,
 def test_logs_tell_how_far_a_slide_is(
     run: Run, trained: Trained, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchtree.cli.common._LINE_EVERY", 0)
+    monkeypatch.setattr("patchtree.cli.progress._LINE_EVERY", 0)
     result = run("predict", trained.run, slide, "--out", tmp_path, "--json")
     count = result.json[0]["windows"]
     assert f"Predicting: 0 of 1; slide.tif, windows: {count} of {count}, 0:00:00 left\n" in result.err

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from patchtree.cli.common import make_folder, print_json, progress, tell_error
+from patchtree.cli.common import make_folder, print_json, tell_error
+from patchtree.cli.progress import progress
 from patchtree.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchtree.cli.classify import print_scores, score_labels
-from patchtree.cli.common import Device, Flips, Json, Run, given, print_json, progress, verb
+from patchtree.cli.common import Device, Flips, Json, Run, given, print_json, verb
+from patchtree.cli.progress import progress
 from patchtree.errors import InputError
 
 if TYPE_CHECKING:

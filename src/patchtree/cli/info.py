@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from patchtree.cli.common import Json, print_json, progress, tell, tell_error, verb
+from patchtree.cli.common import Json, print_json, tell, tell_error, verb
+from patchtree.cli.progress import progress
 from patchtree.errors import InputError
 
 _SHOWN = 8  # of a long list
