@@ -136,6 +136,15 @@ def test_a_region_is_painted_as_part_of_the_whole(tree: Tree, seed: int, smooth:
     np.testing.assert_allclose(part, expected, rtol=0, atol=1e-6 if smooth else 0)
 
 
+@pytest.mark.parametrize("patch_size", [3, 6, 7])
+def test_a_region_is_painted_to_the_bit_where_patches_are_no_power_of_two(patch_size: int) -> None:
+    """The places between leaves are no multiples of a power of two: in single precision they depend on the corner."""
+    tree = Tree.uniform((90, 84), patch_size)
+    values = np.random.default_rng(0).random((len(tree), 2)).astype(np.float32)
+    part = tree.paint(values, region=(29, 31, 90, 84), smooth=True)
+    np.testing.assert_array_equal(part, tree.paint(values, smooth=True)[29:, 31:])
+
+
 @given(trees())
 def test_smooth_painting_stays_within_the_values(tree: Tree) -> None:
     values = np.random.default_rng(0).random((len(tree), *(tree.patch_size,) * tree.ndim))

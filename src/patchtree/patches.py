@@ -324,15 +324,12 @@ def _enlarge(picture: NDArray[Any], factor: int, smooth: bool) -> NDArray[Any]:
     import cv2
 
     if picture.ndim == 4:
-        place = (np.arange(len(picture) * factor) + 0.5) / factor - 0.5
-        place = np.clip(place, 0, len(picture) - 1)
-        near = place.astype(np.int64)
-        share = (place - near).astype(picture.dtype).reshape(-1, 1, 1, 1)
-        far = np.minimum(near + 1, len(picture) - 1)
-        planes = np.stack([_enlarge(plane, factor, smooth) for plane in picture])
-        return np.asarray(planes[near] * (1 - share) + planes[far] * share)
+        return _interpolate(np.stack([_enlarge(plane, factor, smooth) for plane in picture]), factor, axis=0)
     height, width, channels = picture.shape
     work: NDArray[Any] = picture.astype(np.float32 if picture.dtype.itemsize <= 4 else np.float64, copy=False)
+    if factor & (factor - 1):
+        # OpenCV has places in single precision, where only powers of two divide without rounding.
+        return _interpolate(_interpolate(work, factor, axis=0), factor, axis=1).astype(picture.dtype, copy=False)
     size = (width * factor, height * factor)
     if channels <= CV_CHANNELS:
         out = np.asarray(cv2.resize(work, size, interpolation=cv2.INTER_LINEAR)).reshape(*size[::-1], channels)
@@ -344,6 +341,16 @@ def _enlarge(picture: NDArray[Any], factor: int, smooth: bool) -> NDArray[Any]:
             *size[::-1], -1
         )
     return out.astype(picture.dtype, copy=False)
+
+
+def _interpolate(picture: NDArray[Any], factor: int, axis: int) -> NDArray[Any]:
+    """Enlarge one axis linearly; the outermost half pixels are constant."""
+    length = picture.shape[axis]
+    place = np.clip((np.arange(length * factor) + 0.5) / factor - 0.5, 0, length - 1)
+    near = place.astype(np.int64)
+    share = (place - near).astype(picture.dtype).reshape(-1, *(1,) * (picture.ndim - 1 - axis))
+    far = np.minimum(near + 1, length - 1)
+    return np.asarray(picture.take(near, axis) * (1 - share) + picture.take(far, axis) * share)
 
 
 def _double(picture: NDArray[Any]) -> NDArray[Any]:
