@@ -74,14 +74,14 @@ def test_a_newer_format_is_refused_and_a_further_field_is_not(tmp_path: Path) ->
     (tmp_path / CONFIG).write_text(json.dumps(values | {"later": 1}), encoding="utf-8")
     assert load_config(tmp_path) == CONFIGURED
     (tmp_path / CONFIG).write_text(json.dumps(values | {"format": FORMAT + 1}), encoding="utf-8")
-    with pytest.raises(InputError, match="newer than 2; update patchtree"):
+    with pytest.raises(InputError, match=f"newer than {FORMAT}; update patchtree"):
         load_config(tmp_path)
     (tmp_path / CONFIG).write_text(json.dumps(values | {"format": FORMAT - 1}), encoding="utf-8")
-    with pytest.raises(InputError, match="has format 1, of an older patchtree; train again"):
+    with pytest.raises(InputError, match=f"has format {FORMAT - 1}, of an older patchtree; train again"):
         load_config(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": "x"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", f'{{"format": {FORMAT}}}', '{"format": "x"}'])
 def test_a_damaged_config_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / CONFIG).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=rf"{CONFIG}: ") as caught:

@@ -16,6 +16,7 @@ from torch import Tensor
 from patchtree.datasets import Pair
 from patchtree.errors import InputError
 from patchtree.models.choose import build
+from patchtree.models.mesh import set_reach
 from patchtree.models.segmenter import Segmenter
 from patchtree.patcher import Patches, spare_budget_allowed
 from patchtree.patches import paint
@@ -151,6 +152,7 @@ def load(
     model = build(labels=config.labels, **config.model, classify=task == "classify").model
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     model.load_state_dict(load_weights(run, shapes))
+    set_reach(model, config.reach)
     return Predictor(config, model.to(chosen).eval(), chosen, smooth)
 
 

@@ -17,7 +17,7 @@ from patchtree.patcher import Patcher
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 # Tasks, and by which score their best weights are chosen.
 SCORES = {"segment": "dice", "classify": "balanced accuracy"}
 CONFIG = "config.json"
@@ -45,6 +45,7 @@ class RunConfig:
         dtype: type of the images' pixels, such as ``"uint8"``; empty if it is not known.
         most: largest budget of an image.
         window: side of the training windows in pixels.
+        reach: leaves that attention is among when whole images are predicted, see `MeshEncoder`; 0: all.
         mpp: micrometres along a pixel of the slides trained on, their median; None if it is not known.
         train: names of the images trained on.
         val: names of the images validated on.
@@ -65,6 +66,7 @@ class RunConfig:
     dtype: str = ""
     most: int = 65536
     window: int = 1024
+    reach: int = 0
     mpp: float | None = None
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()

@@ -38,6 +38,7 @@ from patchtree.image_data import ImageData
 from patchtree.io.images import image_size
 from patchtree.labelled import check_labelled, find_labelled
 from patchtree.models.choose import Built, build, pretrained
+from patchtree.models.mesh import set_reach
 from patchtree.models.tuning import (
     add_lora,
     freeze,
@@ -68,6 +69,8 @@ _AFTER = {0: 1.1, 3: 3.5, 4: 8.0}
 _LOOKED_AT = 4
 # In a window: what attention and a step's time allow.
 _TOKENS = {"cpu": 300, "gpu": 1024}
+# Leaves that attention is among at least.
+_LEAST_REACH = 512
 # Of a small image, and the area that a token of a larger one covers, where only its class is wanted.
 _FEW, _AREA = 64, 2400
 # What Lightning warns of although it is meant so.
@@ -260,6 +263,7 @@ def train(
                 (out / name).unlink(missing_ok=True)
             save_config(out, config)
     parts.grids = built.model.grids
+    set_reach(built.model, config.reach)
     module = _task(dataset, config, built, options, parts)
     goal = f"{max_epochs} epochs" if max_time is None else f"{int(max_time // 60)} min {max_time % 60:.0f} s"
     _tell(say, config, options, parts, module, f"on {accelerator} for {goal}")
@@ -476,12 +480,22 @@ def _plan(dataset: DataSet, options: Options) -> RunConfig:
         density=options.density,
         model={},
         window=options.window,
+        reach=_reach(dataset, options),
         most=options.budget if options.task == "classify" else RunConfig.most,
         train=tuple(pair.name for pair in train.pairs),
         val=tuple(pair.name for pair in val.pairs),
         options=asdict(options),
         versions={"python": platform.python_version()} | {name: version(name) for name in libraries},
     )
+
+
+def _reach(dataset: DataSet, options: Options) -> int:
+    """Give how many leaves attention is among when whole images are predicted: some more than it was trained with.
+
+    A window of a slide, or an image that has a class, is predicted as it was trained with.
+    """
+    alike = options.task == "classify" or bool(dataset.slides)
+    return 0 if alike else max(_LEAST_REACH, round(2 * options.density * options.window**2))
 
 
 def _with_measured(config: RunConfig, parts: DataModule, built: Built) -> RunConfig:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from patchtree.errors import InputError
 from patchtree.losses import cross_entropy
 from patchtree.models.choose import build, build_model
+from patchtree.models.adapt.base import sizes
 from patchtree.models.ghosts import ghost_batch
-from patchtree.models.mesh import SIZES, MeshEncoder
+from patchtree.models.layers import standardise
+from patchtree.models.mesh import SIZES, MeshEncoder, set_reach
 from patchtree.models.segmenter import Segmenter
 from patchtree.patcher import Patches
 from patchtree.patches import count_labels, cut
@@ -39,6 +41,12 @@ def random_tokens(
         pixels = rng.standard_normal((len(tree), *(patch_size,) * len(shape), channels), np.float32)
         batch.append(Patches(pixels, tree))
     return collate(batch, length=length)
+
+
+def uniform_tokens(*shapes: tuple[int, ...]) -> Tokens:
+    rng = np.random.default_rng(0)
+    trees = [Tree.uniform(shape, 16) for shape in shapes]
+    return collate([Patches(rng.standard_normal((len(tree), 16, 16, 3), np.float32), tree) for tree in trees])
 
 
 def take(tokens: Tokens, b: int) -> Tokens:
@@ -131,6 +139,61 @@ def test_gradients_reach_every_parameter(ndim: int) -> None:
     for name, grad in gradients(reference(2, patch_size=8, ndim=ndim), tokens).items():
         assert grad.isfinite().all(), name
         assert grad.any(), name
+
+
+@torch.no_grad()
+def test_attention_reaches_as_far_as_it_is_told() -> None:
+    tokens = uniform_tokens((100, 150))
+    count = tokens.valid.shape[1]
+    model = reference(2).eval()
+    encoder: Any = model.encoder
+    everywhere = model(tokens)
+    for reach in (0, count, count + 1):
+        set_reach(model, reach)
+        assert model(tokens).equal(everywhere)
+    set_reach(model, count // 3)
+    assert not model(tokens).equal(everywhere)
+    model.train()
+    assert model(tokens).equal(everywhere)
+    # Run by run it is the blocks on the leaves of that run alone.
+    model.eval()
+    length = -(-count // -(-count // (count // 3)))
+    found = encoder.encode(tokens, (0,), ghost_batch(tokens.trees, count, model.grids))
+    skips = encoder.way_down(tokens, ghost_batch(tokens.trees, count, model.grids))
+    x = encoder.enter(skips[-1].view(1, count, -1)) + encoder.place(tokens.centre, sizes(tokens), tokens.extent)
+    for first in range(0, count, length):
+        run = x[:, first : first + length]
+        for block in encoder.blocks:
+            run = block(run)
+        torch.testing.assert_close(found.tokens[:, first : first + length], run, atol=1e-5, rtol=1e-5)
+    assert found.depths[0].shape == found.tokens.shape
+
+
+@torch.no_grad()
+def test_padding_changes_nothing_where_attention_has_a_reach() -> None:
+    tokens = uniform_tokens((200, 260), (40, 48))
+    model = reference(2).eval()
+    set_reach(model, tokens.valid.shape[1] // 4)
+    alone = take(tokens, 0)
+    torch.testing.assert_close(model(tokens)[0, : len(alone.trees[0])], model(alone)[0], atol=1e-5, rtol=1e-5)
+    assert model(tokens)[tokens.valid].isfinite().all()
+
+
+@torch.no_grad()
+def test_light_and_stain_are_seen_both_as_they_are_and_without() -> None:
+    tokens = random_tokens([(64, 100), (40, 48)])
+    brighter = replace(tokens, pixels=tokens.pixels * 1.5 + 0.7 * tokens.valid[..., None, None, None])
+    shapes = []
+    for each in (tokens, brighter):
+        seen = standardise(each.pixels, each.valid)
+        assert not seen[~each.valid].any()
+        for image, valid in zip(seen, each.valid, strict=True):
+            assert image[valid].mean((0, 2, 3)).abs().max() < 1e-5
+            assert (image[valid].std((0, 2, 3), correction=0) - 1).abs().max() < 2e-3
+        shapes.append(seen)
+    torch.testing.assert_close(*shapes, atol=2e-3, rtol=2e-3)
+    model = reference(2).eval()
+    assert not model(tokens).allclose(model(brighter), atol=1e-3)
 
 
 def test_checkpointing_gives_the_same_gradients() -> None:

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# What a channel that is all alike is divided by, of images with a deviation of about 1.
+_FLAT = 1e-3
+
 
 class GhostConv(nn.Module):
     """A 3 x 3 (x 3) convolution over the mesh: the border of every leaf's grid is read from its true neighbours.
@@ -101,6 +104,29 @@ class Place(nn.Module):
         phase = (torch.cat([place, octave], dim=-1)[..., None] * rate).flatten(-2)
         out: Tensor = self.net(torch.cat([phase.sin(), phase.cos()], dim=-1))
         return out
+
+
+def standardise(pixels: Tensor, valid: Tensor) -> Tensor:
+    """Take each image's own mean off each of its channels, and divide by its own deviation.
+
+    Every patch counts the same, so that what is all alike, such as glass, does not decide; padding stays 0.
+
+    >>> pixels = torch.tensor([1.0, 3.0, 9.0]).view(1, 3, 1, 1, 1)
+    >>> standardise(pixels, torch.tensor([[True, True, False]])).flatten().round(decimals=2).tolist()
+    [-1.0, 1.0, 0.0]
+
+    Args:
+        pixels: ``(B, N, C, p, p)``; 3-D alike.
+        valid: ``(B, N)``, False on padding.
+    """
+    axes = (1, *range(3, pixels.ndim))
+    pixels = pixels.float()
+    there = valid.view(*valid.shape, *(1,) * (pixels.ndim - 2))
+    count = there.sum(1, keepdim=True).clamp(min=1) * (pixels.shape[-1] ** (pixels.ndim - 3))
+    mean = (pixels * there).sum(axes, keepdim=True) / count
+    around = (pixels - mean) * there
+    deviation = (around.square().sum(axes, keepdim=True) / count).sqrt()
+    return around / (deviation + _FLAT)
 
 
 def merge(x: Tensor, step: int, ndim: int) -> Tensor:

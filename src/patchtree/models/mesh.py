@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from patchtree.errors import InputError
 from patchtree.models.adapt.base import Encoded, sizes
-from patchtree.models.layers import Place, ResidualConv, merge, split
+from patchtree.models.layers import Place, ResidualConv, merge, split, standardise
 from patchtree.tokens import Tokens
 
 STEM = 4
@@ -94,6 +94,9 @@ class OnMesh(nn.Module):
 class WayDown(OnMesh):
     """From pixels to one cell a leaf: residual convolutions on the mesh that alternate with halvings of the grid.
 
+    It sees each channel twice, as it is and by the image's own mean and deviation: colours of stains and of light differ
+    from image to image, and what they have in common, as well as what they are, tells classes apart.
+
     Args:
         widths: channels on each grid, finest first.
         channels: of the image, ``C``.
@@ -103,13 +106,14 @@ class WayDown(OnMesh):
     def __init__(self, widths: Sequence[int], channels: int, ndim: int) -> None:
         super().__init__()
         self.ndim = ndim
-        self.stem = nn.Linear(channels * STEM**ndim, widths[0])
+        self.stem = nn.Linear(2 * channels * STEM**ndim, widths[0])
         self.down = nn.ModuleList(ResidualConv(width, ndim) for width in widths)
         self.coarser = nn.ModuleList(nn.Linear(fine << ndim, coarse) for fine, coarse in pairwise(widths))
 
     def forward(self, tokens: Tokens, ghosts: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
         """Give the cells on each grid, finest first, ``(B * N, g**d, C)``."""
-        pixels = tokens.pixels.flatten(0, 1).movedim(1, -1)
+        seen = torch.cat([tokens.pixels, standardise(tokens.pixels, tokens.valid)], dim=2)
+        pixels = seen.flatten(0, 1).movedim(1, -1)
         x = self.stem(merge(pixels.flatten(1, -2), STEM, self.ndim))
         skips = []
         for stage, grid in enumerate(mesh_grids(tokens.patch_size)):
@@ -169,6 +173,10 @@ class MeshEncoder(OnMesh):
 
     It asks for the ghost cells of its `grids`, and gives the cells of each grid beside the tokens.
 
+    Attributes:
+        reach: outside training, attention is among runs of about so many leaves in Morton order, which lie together;
+            0: among all leaves of an image.
+
     Args:
         size: ``"tiny"``, ``"small"`` or ``"base"``; in the last two, the transformer has the widths of ViT-S and ViT-B.
         channels: of the image, ``C``.
@@ -181,6 +189,8 @@ class MeshEncoder(OnMesh):
     Source: E. Zhang et al., Adaptive Patching for High-resolution Image Segmentation with Transformers, SC 2024, for
     the sequence.
     """
+
+    reach: int = 0
 
     def __init__(self, size: str = "tiny", channels: int = 3, patch_size: int = 16, ndim: int = 2) -> None:
         super().__init__()
@@ -207,10 +217,36 @@ class MeshEncoder(OnMesh):
         batch, count = tokens.valid.shape
         skips = self.way_down(tokens, ghosts)
         x = self.enter(skips[-1].view(batch, count, -1)) + self.place(tokens.centre, sizes(tokens), tokens.extent)
-        padded = any(len(tree) < count for tree in tokens.trees)
-        mask = tokens.valid[:, None, None, :] if padded else None
+        runs = 1 if self.training or not self.reach else -(-count // self.reach)
+        length = -(-count // runs)
+        x, valid = (_in_runs(part, runs, length) for part in (x, tokens.valid))
+        padded = runs * length > count or any(len(tree) < count for tree in tokens.trees)
+        # A run of nothing but padding looks at that: attention to nothing is no number.
+        mask = (valid | ~valid.any(1, keepdim=True))[:, None, None, :] if padded else None
         after = []
         for block in self.blocks:
             x = self.run(block, x, mask)
-            after.append(x)
+            after.append(x.view(batch, runs * length, -1)[:, :count])
+        x = x.view(batch, runs * length, -1)[:, :count]
         return EncodedMesh(x, None, tuple(after[number] for number in depths), skips)
+
+
+def set_reach(model: nn.Module, reach: int) -> None:
+    """Set how many leaves the attention of a model's encoders on the mesh is among; see `MeshEncoder`.
+
+    >>> encoder = MeshEncoder("tiny")
+    >>> set_reach(nn.Sequential(encoder), 600)
+    >>> encoder.reach
+    600
+    """
+    for part in model.modules():
+        if isinstance(part, MeshEncoder):
+            part.reach = reach
+
+
+def _in_runs(x: Tensor, runs: int, length: int) -> Tensor:
+    """Cut sequences into runs, the last one padded, ``(B, N, ...)`` -> ``(B * runs, length, ...)``."""
+    beyond = runs * length - x.shape[1]
+    if beyond:
+        x = torch.cat([x, x.new_zeros(len(x), beyond, *x.shape[2:])], dim=1)
+    return x.reshape(-1, length, *x.shape[2:])
