@@ -20,39 +20,38 @@ def stripes(width: int, side: int = 1200) -> tuple[NDArray[np.uint8], NDArray[np
 
 
 def test_coarse_labels_need_few_tokens() -> None:
-    image, mask = stripes(400, 1500)
+    image, mask = stripes(400, 4200)
     assert choose_density([(image, mask)], PATCHER, classes=2) == 1 / 4096
-    assert choose_density([(image, mask), (image[:, :900], mask[:, :900])], PATCHER, classes=2) == 1 / 3515.625
+    assert choose_density([(image, mask), (image[:, :2100], mask[:, :2100])], PATCHER, classes=2) == 1 / 3229.98046875
 
 
-@pytest.mark.parametrize(("side", "tokens"), [(1024, 512), (640, 512), (256, 256), (100, 39)])
+@pytest.mark.parametrize(("side", "tokens"), [(3000, 4096), (2048, 4096), (1024, 4096), (256, 256), (100, 39)])
 def test_small_images_get_as_many_as_they_have(side: int, tokens: int) -> None:
     image, mask = stripes(400, side)
     assert round(side**2 * choose_density([(image, mask)], PATCHER, classes=2)) == tokens
 
 
 def test_patches_of_any_size_keep_as_many_pixels() -> None:
-    image, mask = stripes(400, 640)
+    image, mask = stripes(400, 2560)
     coarse, fine = (choose_density([(image, mask)], Patcher(side, detail="residual"), 2) for side in (16, 8))
     assert fine == 4 * coarse
     assert choose_window(fine, 300, patch_size=8) == choose_window(coarse, 300, patch_size=16) / 2
 
 
 def test_fine_labels_need_more() -> None:
-    needed = [1 / choose_density([stripes(width, 1500)], PATCHER, classes=2) for width in (100, 6)]
+    needed = [1 / choose_density([stripes(width, 4200)], PATCHER, classes=2) for width in (100, 6)]
     assert needed == [4096, 1024]
 
 
 def test_no_foreground_asks_for_nothing() -> None:
-    image, mask = stripes(6, 1500)
+    image, mask = stripes(6, 4200)
     assert choose_density([(image, np.zeros_like(mask))], PATCHER, classes=2) == 1 / 4096
 
 
 def test_ignored_pixels_do_not_count() -> None:
-    image, mask = stripes(6)
-    coarse = stripes(400)[1]
-    mask[:, 600:], coarse[:, :600] = coarse[:, 600:], 255
-    image[:, 600:] = stripes(400)[0][:, 600:]
+    (image, mask), (other, coarse) = stripes(6, 4200), stripes(400, 4200)
+    mask[:, 2100:], coarse[:, :2100] = coarse[:, 2100:], 255
+    image[:, 2100:] = other[:, 2100:]
     assert choose_density([(image, mask)], PATCHER, classes=2) > choose_density(
         [(image, coarse)], PATCHER, classes=2, ignore=255
     )

@@ -19,6 +19,7 @@ from patchtree.inference import Predictor, evaluate, load
 from patchtree.io.images import write_image, write_mask
 from patchtree.metrics import confusion
 from patchtree.models.choose import build
+from patchtree.models.precision import half_where_quick
 from patchtree.patcher import Patcher
 from patchtree.runs import RunConfig, save_config, save_weights
 
@@ -112,7 +113,7 @@ def test_scores_in_patches_are_those_of_the_painted_image(run: Path, tmp_path: P
         most=config.most,
     )
     batch = collate_samples([whole[0]], config.mean, config.std)
-    with torch.inference_mode():
+    with torch.inference_mode(), half_where_quick("cpu"):
         patches = confusion(predictor.model(batch.tokens).argmax(-1), batch.counts)
     assert torch.equal(painted, patches)
     assert painted.sum() == (mask != 255).sum()

@@ -16,7 +16,7 @@ from patchtree.patches import count_labels
 # The Dice that the patches alone must allow; see choose_density.
 _CEILING = 0.96
 # Patch pixels: for a pixel of the image at least, and for an image of median area at least.
-_FEWEST, _ENOUGH = 1 / 16, 1 << 17
+_FEWEST, _ENOUGH = 1 / 16, 1 << 20
 # The smallest budget of a whole image.
 LEAST = 64
 # Sides of training windows, in patches of the finest level.
@@ -31,13 +31,13 @@ def choose_density(
     """Give the tokens a pixel that suit these images and their labels.
 
     Labels painted from patches cannot be finer than the patches. The density starts at a patch pixel for 16 pixels (a
-    token of 16 x 16 for 4096), or as many more as give an image of median area 131,072 (512 tokens), and doubles until
-    the best labels that the patches could hold have a Dice of 0.96 (mean of the foreground classes), or all leaves are
-    of the finest level.
+    token of 16 x 16 for 4096), or as many more as give an image of median area a million (4096 tokens), and doubles
+    until the best labels that the patches could hold have a Dice of 0.96 (mean of the foreground classes), or all
+    leaves are of the finest level.
 
-    >>> coarse, fine = (np.tile(np.arange(512) // width % 2, (512, 1)).astype(np.uint8) for width in (100, 3))
+    >>> coarse, fine = (np.tile(np.arange(2048) // width % 2, (2048, 1)).astype(np.uint8) for width in (100, 3))
     >>> [round(1 / choose_density([(255 * ids, ids)], Patcher(detail="residual"), 2)) for ids in (coarse, fine)]
-    [512, 256]
+    [1024, 256]
 
     Args:
         images: image ``(H, W)`` or ``(H, W, C)`` and mask ``(H, W)`` each.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from patchtree.datasets import Pair
 from patchtree.errors import InputError
 from patchtree.models.choose import build
 from patchtree.models.mesh import set_reach
+from patchtree.models.precision import half_where_quick
 from patchtree.models.segmenter import Segmenter
 from patchtree.patcher import Patches, spare_budget_allowed
 from patchtree.patches import paint
@@ -102,8 +102,7 @@ class Predictor:
     def in_patches(self, patches: Patches) -> NDArray[np.float32]:
         """Predict the probability of each class at every patch pixel, ``(N, p, p, K)``, or of the image, ``(K,)``."""
         tokens = collate([patches], self.config.mean, self.config.std).to(self.device)
-        half = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
-        with torch.inference_mode(), half:
+        with torch.inference_mode(), half_where_quick(self.device):
             logits: Tensor = self.model(tokens)[0]
             # The classes in front: a softmax over a short last axis is slow on a CPU.
             share = logits.float().movedim(-1, 0).contiguous().softmax(0).movedim(0, -1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, distributed
 from patchtree.data import Batch
 from patchtree.losses import loss_of_sums, loss_sums
 from patchtree.metrics import Confusion, classification_scores, dice, mean_dice, recall
+from patchtree.models.precision import half_where_quick
 from patchtree.models.segmenter import Segmenter
 from patchtree.models.tuning import kept_weights, weight_groups
 
@@ -104,8 +104,8 @@ class Task(LightningModule):
         return kept_weights(self.model, {name.removeprefix("model."): value for name, value in average.items()})
 
     def _predict(self, batch: Batch) -> Tensor:
-        """Give the likeliest classes; on a CPU in full precision, as prediction does, so that the score is its own."""
-        with torch.autocast("cpu", enabled=False) if self.device.type == "cpu" else nullcontext():
+        """Give the likeliest classes, in the precision of prediction, so that the score is its own."""
+        with half_where_quick(self.device):
             return self.model(batch.tokens, batch.ghosts).argmax(-1)  # type: ignore[no-any-return]
 
 

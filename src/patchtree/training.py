@@ -39,6 +39,7 @@ from patchtree.io.images import image_size
 from patchtree.labelled import check_labelled, find_labelled
 from patchtree.models.choose import Built, build, pretrained
 from patchtree.models.mesh import set_reach
+from patchtree.models.precision import half_is_quick
 from patchtree.models.tuning import (
     add_lora,
     freeze,
@@ -51,7 +52,7 @@ from patchtree.schedule import Bar, Course
 from patchtree.slide_data import SlideModule, SlideParts, choose_side, density_of
 from patchtree.slide_sources import check_slides, look_at, median_mpp
 from patchtree.tasks import ImageTask, Task
-from patchtree.trial import SHARES, choose_share, shares_of, try_budgets
+from patchtree.trial import SHARES, choose_share, try_budgets
 
 _DEFAULT_TIME = 3600.0
 # Of models that begin with random weights; trained ones are moved less, the more so the deeper they lie.
@@ -64,7 +65,7 @@ _DECAY = 0.999
 _HELD_OUT = 0.2
 _HALF = "bf16-mixed"
 # Validations that there must be time for after the last step, by how many budgets are tried then.
-_AFTER = {0: 1.1, 3: 3.5, 4: 8.0}
+_AFTER = {0: 1.1, 3: 3.5}
 # Of the images, to choose the budget by.
 _LOOKED_AT = 4
 # In a window: what attention and a step's time allow.
@@ -271,7 +272,7 @@ def train(
         _tell_weights(say, built, options, parts)
     average = Average(_DECAY)
     max_samples = None if max_epochs is None else max_epochs * options.samples
-    tried = shares_of(options.budget) if isinstance(parts.whole, Whole) and not options.asked_budget else ()
+    tried = SHARES if isinstance(parts.whole, Whole) and not options.asked_budget else ()
     after = _AFTER[len(tried)]
     course = Course(out, average, options.lr, options.samples, max_time, max_samples, started, say, module.score, after)
     if checkpoint is not None:
@@ -630,10 +631,8 @@ def choose_precision(accelerator: str) -> str:
         accelerator: ``"cpu"``, ``"gpu"``, ...
     """
     if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
-        return _HALF if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not there in every release of torch
-    quick = accelerator == "cpu" and any(getattr(torch.cpu, ask, bool)() for ask in asks)
-    return _HALF if quick else "32-true"
+        return _HALF if half_is_quick("cuda") else "16-mixed"
+    return _HALF if accelerator == "cpu" and half_is_quick("cpu") else "32-true"
 
 
 @contextmanager

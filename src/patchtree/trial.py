@@ -12,20 +12,10 @@ from patchtree.data import Whole
 from patchtree.inference import load
 from patchtree.metrics import confusion, mean_dice
 
-# Of the density. Training draws windows at any between the first and 1; twice that is tried where it costs little.
-SHARES = (0.25, 0.5, 1.0, 2.0)
-_CHEAP = 8192
+# Of the density: training draws windows at any between the first and the last.
+SHARES = (0.25, 0.5, 1.0)
 # A better score that differs less says nothing: validation images are few, and others may be finer.
 _ALIKE = 0.005
-
-
-def shares_of(budget: int) -> tuple[float, ...]:
-    """Give the shares of a budget that are tried.
-
-    >>> shares_of(1000), shares_of(5000)
-    ((0.25, 0.5, 1.0, 2.0), (0.25, 0.5, 1.0))
-    """
-    return tuple(share for share in SHARES if share <= 1 or share * budget <= _CHEAP)
 
 
 def try_budgets(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from patchtree.errors import InputError
 from patchtree.losses import cross_entropy
-from patchtree.models.choose import build, build_model
 from patchtree.models.adapt.base import sizes
+from patchtree.models.choose import build, build_model
 from patchtree.models.ghosts import ghost_batch
 from patchtree.models.layers import standardise
 from patchtree.models.mesh import SIZES, MeshEncoder, set_reach

@@ -126,7 +126,8 @@ def standardise(pixels: Tensor, valid: Tensor) -> Tensor:
     mean = (pixels * there).sum(axes, keepdim=True) / count
     around = (pixels - mean) * there
     deviation = (around.square().sum(axes, keepdim=True) / count).sqrt()
-    return around / (deviation + _FLAT)
+    out: Tensor = around / (deviation + _FLAT)
+    return out
 
 
 def merge(x: Tensor, step: int, ndim: int) -> Tensor:

@@ -94,8 +94,8 @@ class OnMesh(nn.Module):
 class WayDown(OnMesh):
     """From pixels to one cell a leaf: residual convolutions on the mesh that alternate with halvings of the grid.
 
-    It sees each channel twice, as it is and by the image's own mean and deviation: colours of stains and of light differ
-    from image to image, and what they have in common, as well as what they are, tells classes apart.
+    It sees each channel twice, as it is and by the image's own mean and deviation: stains and light differ from image
+    to image, and both what they are and what they have in common tells classes apart.
 
     Args:
         widths: channels on each grid, finest first.
