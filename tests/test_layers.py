@@ -49,6 +49,7 @@ ORDER = (
     "inference",
     "image_inference",
     "trial",
+    "options",
     "training",
     "cli",
     "__main__",

@@ -81,6 +81,28 @@ def test_a_budget_that_was_asked_for_is_kept(data: Path, tmp_path: Path) -> None
     assert not [line for line in lines if line.startswith("prediction:")]
 
 
+def test_a_run_that_was_killed_while_budgets_were_tried_tries_them_when_resumed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"max_epochs": 2, "workers": 0, "accelerator": "cpu", "progress": False}
+    lines: list[str] = []
+
+    def killed(*_: object, **__: object) -> None:
+        raise SystemExit(137)
+
+    with monkeypatch.context() as context:
+        context.setattr("patchtree.training.try_budgets", killed)
+        with pytest.raises(SystemExit):
+            train(data, tmp_path / "run", patch_size=8, window=64, **options)
+    assert not load_config(tmp_path / "run").tried
+    for expected in (1, 0):
+        lines.clear()
+        train(data, tmp_path / "run", resume=True, report=lines.append, **options)
+        assert load_config(tmp_path / "run").tried
+        assert len([line for line in lines if line.startswith("prediction:")]) == expected
+        assert "is complete" in lines[-1]
+
+
 @pytest.mark.parametrize(
     ("scores", "share"), [({0.25: 0.5, 0.5: 0.5, 1.0: 0.497}, 1.0), ({0.25: 0.946, 0.5: 0.95, 1.0: 0.93}, 0.5)]
 )

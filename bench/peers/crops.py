@@ -21,8 +21,8 @@ from patchtree.augment import take, vary_colours, vary_window
 from patchtree.cache import Cached
 from patchtree.data import Windows
 from patchtree.losses import segmentation_loss
+from patchtree.models.precision import HALF, choose_precision
 from patchtree.patcher import Patcher
-from patchtree.training import choose_precision
 
 _IGNORED = -1
 _FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
@@ -143,7 +143,7 @@ def train(network: nn.Module, crops: Crops, seconds: float, device: torch.device
     loader = DataLoader(crops, settings.batch_size, sampler=range(1 << 40), num_workers=settings.workers)
     optimiser = course.optimiser(network.parameters(), settings.lr)
     network.train().to(device)
-    half = choose_precision("gpu" if device.type == "cuda" else "cpu") == "bf16-mixed"
+    half = choose_precision("gpu" if device.type == "cuda" else "cpu") == HALF
     steps = 0
     for images, target in loader:
         passed = time.monotonic() - begin

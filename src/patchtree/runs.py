@@ -43,6 +43,7 @@ class RunConfig:
         task: ``"segment"``, every pixel has a class, or ``"classify"``, every image.
         ignore: id of pixels without a label, or None.
         dtype: type of the images' pixels, such as ``"uint8"``; empty if it is not known.
+        tried: the density is the best of several that were tried after the training.
         most: largest budget of an image.
         window: side of the training windows in pixels.
         reach: leaves that attention is among when whole images are predicted, see `MeshEncoder`; 0: all.
@@ -64,6 +65,7 @@ class RunConfig:
     task: str = "segment"
     ignore: int | None = None
     dtype: str = ""
+    tried: bool = False
     most: int = 65536
     window: int = 1024
     reach: int = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import platform
 import shutil
@@ -11,11 +10,10 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,83 +25,50 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from patchtree.budget import choose_density, choose_window
-from patchtree.cache import cache_data
 from patchtree.data import DataModule, Whole, warn_unmet
 from patchtree.datasets import DataSet, check_data, choose, find_data, split_data
-from patchtree.detail import Detail, from_dict, to_dict
+from patchtree.detail import Detail, from_dict
 from patchtree.ema import Average
 from patchtree.errors import InputError
 from patchtree.image_data import ImageData
-from patchtree.io.images import image_size
 from patchtree.labelled import check_labelled, find_labelled
-from patchtree.models.choose import Built, build, pretrained
+from patchtree.models.choose import Built, build
 from patchtree.models.mesh import set_reach
-from patchtree.models.precision import half_is_quick
+from patchtree.models.precision import choose_precision
 from patchtree.models.tuning import (
     add_lora,
     freeze,
     freeze_unused,
     trial_tokens,
 )
+from patchtree.options import (
+    HELD_OUT,
+    Options,
+    check_patch_size,
+    check_same,
+    choose_options,
+    choose_reach,
+    look_at_data,
+)
 from patchtree.patcher import Patcher
 from patchtree.runs import CACHE, CHECKPOINT, LOGS, METRICS, WEIGHTS, RunConfig, load_config, save_config
 from patchtree.schedule import Bar, Course
-from patchtree.slide_data import SlideModule, SlideParts, choose_side, density_of
-from patchtree.slide_sources import check_slides, look_at, median_mpp
+from patchtree.slide_data import SlideModule, SlideParts
+from patchtree.slide_sources import check_slides, median_mpp
 from patchtree.tasks import ImageTask, Task
 from patchtree.trial import SHARES, choose_share, try_budgets
 
 _DEFAULT_TIME = 3600.0
-# Of models that begin with random weights; trained ones are moved less, the more so the deeper they lie.
-_RATES = {"patchtree:tiny": 1e-3, "patchtree:small": 5e-4}
-# A step of Adam is larger than one of Muon at the same rate, to begin with.
-_MUON_RATE = 3.0
-_RATE, _TRAINED_RATE, _TRAINED_LAYER_DECAY = 3e-4, 1e-4, 0.75
 _CLIP = 1.0
 _DECAY = 0.999
-_HELD_OUT = 0.2
-_HALF = "bf16-mixed"
-# Validations that there must be time for after the last step, by how many budgets are tried then.
-_AFTER = {0: 1.1, 3: 3.5}
-# Of the images, to choose the budget by.
-_LOOKED_AT = 4
-# In a window: what attention and a step's time allow.
-_TOKENS = {"cpu": 300, "gpu": 1024}
-# Leaves that attention is among at least.
-_LEAST_REACH = 512
-# Of a small image, and the area that a token of a larger one covers, where only its class is wanted.
-_FEW, _AREA = 64, 2400
+# Validations that there must be time for after the last step: one, and as many again as budgets are tried.
+_AFTER, _AFTER_TRIED = 1.1, 3.5
 # What Lightning warns of although it is meant so.
 _NOISE = (
     ".*does not have many workers",
     # Lightning's own calls of what newer versions of torch deprecate.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """What shapes a run, and what a resumed run therefore keeps; see `train`."""
-
-    patch_size: int
-    budget: int
-    detail: dict[str, Any]
-    model: str
-    head: str | None
-    weights: str | None
-    freeze: int
-    lora: int
-    window: int
-    batch_size: int
-    lr: float
-    layer_decay: float
-    seed: int
-    density: float
-    samples: int
-    task: str = "segment"
-    muon: bool = False
-    asked_budget: bool = False
 
 
 def train(
@@ -236,19 +201,19 @@ def train(
     dataset = find_labelled(data, config.labels if config else None) if classify else find_data(data)
     if config is None:
         (check_labelled if classify else check_slides if dataset.slides else check_data)(dataset)
-        options = _choose(dataset, asked, accelerator)
-        _check_patch_size(dataset, options.patch_size)
+        options = choose_options(dataset, asked, accelerator)
+        check_patch_size(dataset, options.patch_size)
         # What the model refuses is told before all images are decoded.
         built = _build(dataset, options)
         if not built.depths:
             if layer_decay is not None:
                 raise InputError("layer_decay needs a model with blocks in a row, which this one has not; leave it out")
             options = replace(options, layer_decay=1.0)
-        options = _look(dataset, options, asked, accelerator, out / CACHE)
+        options = look_at_data(dataset, options, asked, accelerator, out / CACHE)
         config = _plan(dataset, options)
     else:
         options = Options(**config.options)
-        _check_same(out, asked, options)
+        check_same(out, asked, options)
         built = _tune(build(labels=config.labels, **config.model, classify=classify), options)
     parts = _open_data(dataset, config, options, out / CACHE, _workers(workers))
     parts.prepare_data()
@@ -272,12 +237,16 @@ def train(
         _tell_weights(say, built, options, parts)
     average = Average(_DECAY)
     max_samples = None if max_epochs is None else max_epochs * options.samples
-    tried = SHARES if isinstance(parts.whole, Whole) and not options.asked_budget else ()
-    after = _AFTER[len(tried)]
+    tried = isinstance(parts.whole, Whole) and not options.asked_budget
+    after = _AFTER_TRIED if tried else _AFTER
     course = Course(out, average, options.lr, options.samples, max_time, max_samples, started, say, module.score, after)
     if checkpoint is not None:
         course.resume(checkpoint)
         if course.progress >= 1:
+            if main and tried and not config.tried:
+                _try_budgets(out, config, options, parts, accelerator, say)
+            if main:
+                shutil.rmtree(out / CACHE, ignore_errors=True)
             say(f"{out} is complete; to go on, give a longer max_time or more max_epochs")
             return out
         parts.start = course.samples
@@ -312,19 +281,25 @@ def train(
     best = f"best {course.score} {course.best:.3f} at step {course.best_step}"
     say(f"{best} of {trainer.global_step}; the run is in {out}")
     if main:
-        if isinstance(parts.whole, Whole) and tried:
-            scores = try_budgets(out, parts.whole, tried, "cpu" if accelerator == "cpu" else None)
-            _keep_best_budget(out, config, options, scores, say)
+        if tried:
+            _try_budgets(out, config, options, parts, accelerator, say)
         shutil.rmtree(out / CACHE, ignore_errors=True)
     return out
 
 
-def _keep_best_budget(
-    out: Path, config: RunConfig, options: Options, scores: Mapping[float, float], say: Callable[[str], None]
+def _try_budgets(
+    out: Path,
+    config: RunConfig,
+    options: Options,
+    parts: DataModule,
+    accelerator: str,
+    say: Callable[[str], None],
 ) -> None:
-    """Write down how many patches prediction takes, by the scores of shares of the budget, and say so."""
+    """Find how many patches prediction takes, write it down, and say so."""
+    assert isinstance(parts.whole, Whole)
+    scores = try_budgets(out, parts.whole, device="cpu" if accelerator == "cpu" else None)
     share = choose_share(scores)
-    save_config(out, replace(config, density=share * options.density))
+    save_config(out, replace(config, density=share * options.density, tried=True))
     each = ", ".join(f"{score:.3f} with {round(part * options.budget)}" for part, score in scores.items())
     say(f"prediction: {round(share * options.budget)} patches an image; Dice of the validation images {each}")
 
@@ -374,101 +349,9 @@ def _load_checkpoint(out: Path) -> dict[str, Any] | None:
     return checkpoint
 
 
-def _choose(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Options:
-    """Fill in what was not asked for, from the data and the machine."""
-    classify = asked["task"] == "classify"
-    for name in ("head", "window"):
-        if classify and asked[name] is not None:
-            raise InputError(f"{name} is for masks, images with one class each are seen whole; leave it out")
-    model = asked["model"] or ("patchtree:tiny" if accelerator == "cpu" else "patchtree:small")
-    trained = pretrained(model, asked["weights"])
-    # What it orthogonalises is in bfloat16: on a CPU without instructions for that it takes longer than all the rest.
-    quick = choose_precision(accelerator) == _HALF
-    muon = quick and not (classify or trained) and model.startswith("patchtree:")
-    values: dict[str, Any] = {
-        "task": "segment",
-        "patch_size": 16,
-        "budget": 1,  # and the window: see _look
-        "detail": "residual",
-        "model": model,
-        "head": None,
-        "weights": None,
-        "freeze": 0,
-        "lora": 0,
-        "window": 1024,
-        # On a CPU time is short, and twice as many steps do more than twice as large batches.
-        "batch_size": 4 if accelerator == "cpu" else 8,
-        "lr": _TRAINED_RATE if trained else _RATES.get(model, _RATE) * (_MUON_RATE if muon else 1),
-        "layer_decay": _TRAINED_LAYER_DECAY if trained else 1.0,
-        "seed": 0,
-        "muon": muon,
-        "asked_budget": asked["budget"] is not None,
-    }
-    values |= {name: value for name, value in asked.items() if value is not None}
-    for name in ("window", "batch_size", "lr", "layer_decay"):
-        if not 0 < values[name] < math.inf:
-            raise InputError(f"{name} {values[name]} is not possible; give more than 0")
-    patcher = Patcher(values["patch_size"], values["budget"], detail=values["detail"])
-    values["detail"] = patcher.to_dict()["detail"]
-    return Options(**values, density=0.0, samples=0)
-
-
-def _check_patch_size(dataset: DataSet, patch_size: int) -> None:
-    """Refuse patches that are larger than an image, before a model of them takes all memory."""
-    shapes = {pair.image: image_size(pair.image) for pair in dataset.pairs if not pair.slide}
-    smallest = min(shapes, key=lambda image: max(shapes[image]), default=None)
-    if smallest is not None and patch_size > max(shapes[smallest]):
-        height, width = shapes[smallest]
-        raise InputError(f"{smallest}: is {width} x {height} px, less than a patch of {patch_size}; give a smaller one")
-
-
-def _look(dataset: DataSet, options: Options, asked: Mapping[str, Any], accelerator: str, cache: Path) -> Options:
-    """Choose budget and window, if they were not asked for, by a few of the images to train on and their masks."""
-    if dataset.slides:
-        return _look_at_slides(dataset, options, asked, accelerator)
-    areas = [prod(image_size(pair.image)) for pair in dataset.pairs]
-    if options.task == "classify":
-        train, _ = split_data(dataset, _HELD_OUT, options.seed)
-        enough = min(_window_tokens(accelerator), max(_FEW, round(median(areas) / _AREA)))
-        budget = options.budget if asked["budget"] is not None else enough
-        return replace(options, budget=budget, window=0, density=budget / median(areas), samples=len(train))
-    if asked["budget"] is None:
-        train, _ = split_data(dataset, _HELD_OUT, options.seed)
-        images = cache_data(replace(train, pairs=train.pairs[:_LOOKED_AT]), cache)
-        patcher = Patcher(options.patch_size, detail=from_dict(options.detail))
-        shown = [(image.image(), image.mask()) for image in images]
-        density = choose_density(shown, patcher, len(dataset.labels), dataset.ignore)
-        options = replace(options, budget=max(1, round(density * median(areas))))
-    density = options.budget / median(areas)
-    if asked["window"] is None:
-        options = replace(options, window=choose_window(density, _window_tokens(accelerator), options.patch_size))
-    windows = sum(max(1.0, area / options.window**2) for area in areas) * (1 - _HELD_OUT)
-    return replace(options, density=density, samples=math.ceil(windows))
-
-
-def _look_at_slides(dataset: DataSet, options: Options, asked: Mapping[str, Any], accelerator: str) -> Options:
-    """Choose budget and window by the tissue and the labels of a few of the slides to train on."""
-    train, _ = split_data(dataset, _HELD_OUT, options.seed)
-    slides = look_at(train)
-    area = median(slide.area for slide in slides)
-    if asked["budget"] is None:
-        patcher = Patcher(options.patch_size, detail=from_dict(options.detail))
-        options = replace(options, budget=max(1, round(density_of(slides, patcher) * area)))
-    density = options.budget / area
-    if asked["window"] is None:
-        options = replace(options, window=choose_side(density, _window_tokens(accelerator)))
-    windows = sum(max(1.0, slide.area / options.window**2) for slide in slides)
-    return replace(options, density=density, samples=math.ceil(windows))
-
-
-def _window_tokens(accelerator: str) -> int:
-    """Give the tokens of a window."""
-    return _TOKENS["cpu" if accelerator == "cpu" else "gpu"]
-
-
 def _plan(dataset: DataSet, options: Options) -> RunConfig:
     """Describe the run, but for what is measured on the images."""
-    train, val = split_data(dataset, _HELD_OUT, options.seed)
+    train, val = split_data(dataset, HELD_OUT, options.seed)
     libraries = ("patchtree", "torch", "lightning", "numpy", "opencv-python-headless", "timm")
     return RunConfig(
         labels=dataset.labels,
@@ -481,22 +364,13 @@ def _plan(dataset: DataSet, options: Options) -> RunConfig:
         density=options.density,
         model={},
         window=options.window,
-        reach=_reach(dataset, options),
+        reach=choose_reach(dataset, options),
         most=options.budget if options.task == "classify" else RunConfig.most,
         train=tuple(pair.name for pair in train.pairs),
         val=tuple(pair.name for pair in val.pairs),
         options=asdict(options),
         versions={"python": platform.python_version()} | {name: version(name) for name in libraries},
     )
-
-
-def _reach(dataset: DataSet, options: Options) -> int:
-    """Give how many leaves attention is among when whole images are predicted: some more than it was trained with.
-
-    A window of a slide, or an image that has a class, is predicted as it was trained with.
-    """
-    alike = options.task == "classify" or bool(dataset.slides)
-    return 0 if alike else max(_LEAST_REACH, round(2 * options.density * options.window**2))
 
 
 def _with_measured(config: RunConfig, parts: DataModule, built: Built) -> RunConfig:
@@ -540,14 +414,6 @@ def _tune(built: Built, options: Options) -> Built:
         add_lora(built.model, built.depths, options.lora)
     freeze_unused(built.model, trial_tokens(built.config["channels"], options.patch_size))
     return built
-
-
-def _check_same(out: Path, asked: Mapping[str, Any], options: Options) -> None:
-    """Refuse options that the run was not started with."""
-    started = asdict(options)
-    for name, value in asked.items():
-        if value is not None and (to_dict(value) if name == "detail" else value) != started[name]:
-            raise InputError(f"{out}: was started with {name} {started[name]}; leave {name} out, or train another run")
 
 
 def _tell(
@@ -619,20 +485,6 @@ def _workers(asked: int | None) -> int:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // 2))
-
-
-def choose_precision(accelerator: str) -> str:
-    """Choose what to train in, a name that Lightning knows, by what the machine has instructions for; see `train`.
-
-    >>> choose_precision("cpu") in ("bf16-mixed", "32-true")
-    True
-
-    Args:
-        accelerator: ``"cpu"``, ``"gpu"``, ...
-    """
-    if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
-        return _HALF if half_is_quick("cuda") else "16-mixed"
-    return _HALF if accelerator == "cpu" and half_is_quick("cpu") else "32-true"
 
 
 @contextmanager

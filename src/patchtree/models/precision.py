@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager
 
 import torch
 
+# What to train in, as Lightning calls it.
+HALF = "bf16-mixed"
 # Not there in every release of torch.
 _CPU_ASKS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
@@ -33,3 +35,17 @@ def half_where_quick(device: torch.device | str) -> AbstractContextManager[objec
     if kind not in ("cpu", "cuda"):
         return torch.autocast("cpu", enabled=False)
     return torch.autocast(kind, torch.bfloat16, enabled=half_is_quick(kind))
+
+
+def choose_precision(accelerator: str) -> str:
+    """Choose what to train in, a name that Lightning knows, by what the machine has instructions for.
+
+    >>> choose_precision("cpu") in ("bf16-mixed", "32-true")
+    True
+
+    Args:
+        accelerator: ``"cpu"``, ``"gpu"``, ...
+    """
+    if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
+        return HALF if half_is_quick("cuda") else "16-mixed"
+    return HALF if accelerator == "cpu" and half_is_quick("cpu") else "32-true"
