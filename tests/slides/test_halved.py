@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from patchtree import InputError
 from patchtree.pyramid import pyramid
 from patchtree.slides import halved
-from patchtree.slides.halved import Halved, threads
+from patchtree.slides.halved import Halved, by_part, threads
 from slides.fake import FakeSlide, make_slide
 
 
@@ -154,3 +154,13 @@ def test_many_channels() -> None:
 def test_workers_are_checked() -> None:
     with pytest.raises(InputError, match="0 workers"):
         threads(0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=60), st.integers(1, 9))
+def test_cells_are_grouped_as_by_sorting_their_squares(cells: list[tuple[int, int]], side: int) -> None:
+    index = np.array(cells, np.int32).reshape(-1, 2)
+    parts, which = np.unique(index // side, axis=0, return_inverse=True)
+    expected = [
+        (tuple(part), np.flatnonzero(which.reshape(-1) == at).tolist()) for at, part in enumerate(parts.tolist())
+    ]
+    assert [(part, own.tolist()) for part, own in by_part(index, side)] == expected

@@ -84,21 +84,17 @@ def check_whole(
     path: Path | str, tif: tifffile.TiffFile, pages: Iterable[tifffile.TiffPage | tifffile.TiffFrame | None]
 ) -> None:
     """Refuse a file that ends before its pixels or its list of pages: tifffile would leave out what is missing."""
-    ends = [
-        offset + count
-        for page in pages
-        if page is not None
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
-    ]
+    places = [np.array([page.dataoffsets, page.databytecounts], np.int64) for page in pages if page is not None]
+    end = max(int(place.sum(0).max(initial=0)) for place in places)
     layout, file = tif.tiff, tif.filehandle
     last = tif.pages[-1].offset
     file.seek(last)
     (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
     file.seek(last + layout.tagnosize + tags * layout.tagsize)
     (following,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
-    if max(*ends, following) > file.size:
+    if max(end, following) > file.size:
         raise InputError(
-            f"{path}: TIFF cut short ({file.size:,} of at least {max(*ends, following):,} bytes); "
+            f"{path}: TIFF cut short ({file.size:,} of at least {max(end, following):,} bytes); "
             "copy or export the file again"
         )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from patchtree.detail import Detail, DetailPyramid, Edges, Residual, Variance, estimate_noise
 from patchtree.io.slides.base import Box
-from patchtree.slides.halved import Halved
+from patchtree.slides.halved import Halved, by_part
 
 # Parts that are measured together: enough to hide the cost of a call.
 _STACK = 16
@@ -45,12 +45,11 @@ class Cells:
         """Measure cells of a level, ``(M, 2)`` -> ``(M,)``. What a cell gets does not depend on the others."""
         self.tuned(level - 1)
         side = self._side(level)
-        parts, which = np.unique(index // side, axis=0, return_inverse=True)
-        order = np.argsort(which.reshape(-1), kind="stable")
-        cells = np.split(index[order] % side, np.cumsum(np.bincount(which.reshape(-1)))[:-1])
-        wanted = [((level, row, column), own) for (row, column), own in zip(parts.tolist(), cells, strict=False)]
+        parts = by_part(index, side)
+        wanted = [((level, *part), index[cells] % side) for part, cells in parts]
         stacks = [wanted[first : first + _STACK] for first in range(0, len(wanted), _STACK)]
         out = np.empty(len(index))
+        order = np.concatenate([np.zeros(0, np.int64), *(cells for _, cells in parts)])
         out[order] = np.concatenate([np.zeros(0), *self.pool.map(self._measure, stacks)])
         return out * self._scale(level - 1)
 

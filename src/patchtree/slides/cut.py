@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from patchtree.errors import InputError
 from patchtree.io.slides import Slide
 from patchtree.pyramid import Level
-from patchtree.slides.halved import Halved, threads
+from patchtree.slides.halved import Halved, by_part, threads
 from patchtree.tree import Tree
 
 
@@ -66,10 +66,7 @@ def cut_halved(halved: Halved, tree: Tree, pool: Executor) -> NDArray[Any]:
     for level in range(int(tree.level.max(initial=0)) + 1):
         here = np.flatnonzero(tree.level == level)
         side = max(1, halved.tile(level) // p)
-        _, which = np.unique(tree.index[here] // side, axis=0, return_inverse=True)
-        order = np.argsort(which.reshape(-1), kind="stable")
-        bounds = np.cumsum(np.bincount(which.reshape(-1)))[:-1]
-        jobs += [pool.submit(cut_part, level, leaves) for leaves in np.split(here[order], bounds) if len(leaves)]
+        jobs += [pool.submit(cut_part, level, here[leaves]) for _, leaves in by_part(tree.index[here], side)]
     for job in jobs:
         job.result()
     return out

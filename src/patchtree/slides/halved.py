@@ -19,6 +19,8 @@ from patchtree.io.slides import Slide, level_for
 from patchtree.pyramid import CV_CHANNELS
 
 CACHE_BYTES = 256 << 20
+# How a level is read, its shape, and its downsample.
+_Source = tuple[Callable[..., NDArray[Any]], tuple[int, int], tuple[float, float]]
 # More than this is never read at once, for pixels that are averaged from many.
 _PIXELS_AT_ONCE = 1 << 22
 # Thinner tiles, such as the strips of scanned lines, are read several at a time.
@@ -40,6 +42,7 @@ class Halved:
         self.slide = slide
         self._tiles = _Tiles(slide, cache)
         self._kept: tuple[int, NDArray[Any]] | None = None
+        self._sources: dict[int, _Source] = {}
 
     @property
     def kept(self) -> tuple[int, NDArray[Any]] | None:
@@ -60,6 +63,7 @@ class Halved:
     def keep(self, level: int, values: NDArray[Any]) -> None:
         """Hold a level that was read whole, for it and coarser ones to be made of."""
         self._kept = level, values
+        self._sources.clear()
 
     def read(self, level: int, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """Read the part of a box that lies inside the level, (h, w, C), not to be written to."""
@@ -89,14 +93,38 @@ class Halved:
         columns = _shares((x0, x1), step, (left, right), down[1], self.slide.shape[1]).astype(pixels.dtype)
         return np.asarray(np.matmul(columns, np.tensordot(rows, pixels, axes=1)))
 
-    def _source(self, level: int) -> tuple[Callable[..., NDArray[Any]], tuple[int, int], tuple[float, float]]:
+    def _source(self, level: int) -> _Source:
         """Give what a level is made of: how it is read, its shape, and its downsample."""
-        index = level_for(self.slide, 1 << level)
-        stored = self.slide.levels[index]
-        if self._kept is not None and max(stored.downsample) < 1 << self._kept[0] <= 1 << level:
-            at, values = self._kept
-            return lambda y0, x0, y1, x1: values[y0:y1, x0:x1], self.shape(at), (float(1 << at), float(1 << at))
-        return partial(self._tiles.read, index), stored.shape, stored.downsample
+        if level not in self._sources:
+            index = level_for(self.slide, 1 << level)
+            stored = self.slide.levels[index]
+            self._sources[level] = partial(self._tiles.read, index), stored.shape, stored.downsample
+            if self._kept is not None and max(stored.downsample) < 1 << self._kept[0] <= 1 << level:
+                at, values = self._kept
+                down = float(1 << at), float(1 << at)
+                self._sources[level] = lambda y0, x0, y1, x1: values[y0:y1, x0:x1], self.shape(at), down
+        return self._sources[level]
+
+
+def by_part(index: NDArray[np.integer[Any]], side: int) -> list[tuple[tuple[int, int], NDArray[np.int64]]]:
+    """Group cells, ``(M, 2)``, by the squares of `side` cells that they lie in, row by row.
+
+    >>> by_part(np.array([[5, 0], [0, 1], [4, 1]]), side=4)
+    [((0, 0), array([1])), ((1, 0), array([0, 2]))]
+
+    Returns:
+        For each square that has cells its row and column, and the cells' numbers in order.
+    """
+    if not len(index):
+        return []
+    rows, columns = (index // side).astype(np.int64).T
+    width = int(columns.max()) + 1
+    # One number a square: rows of two are sorted as records, at ten times the cost.
+    key = rows * width + columns
+    order = np.argsort(key, kind="stable")
+    first = np.flatnonzero(np.diff(key[order], prepend=-1))
+    squares = key[order[first]].tolist()
+    return [(divmod(square, width), cells) for square, cells in zip(squares, np.split(order, first[1:]), strict=True)]
 
 
 def threads(workers: int | None) -> ThreadPoolExecutor:

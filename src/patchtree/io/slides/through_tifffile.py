@@ -111,9 +111,12 @@ class TiffSlide(Slide):
     def _read(self, level: int, box: Box) -> NDArray[Any]:
         y0, x0, y1, x1 = box
         height, width = self.levels[level].tile
+        rows, columns = range(y0 // height, -(-y1 // height)), range(x0 // width, -(-x1 // width))
+        if len(rows) == len(columns) == 1 and (y1 - y0, x1 - x0) == (height, width):
+            [(_, tile)] = self._tiles(level, rows[0], columns, box)
+            return tile if tile.flags.writeable else tile.copy()
         out = np.empty((y1 - y0, x1 - x0, self.channels), self.dtype)
-        columns = range(x0 // width, -(-x1 // width))
-        for row in range(y0 // height, -(-y1 // height)):
+        for row in rows:
             for column, tile in self._tiles(level, row, columns, box):
                 top, left = row * height, column * width
                 up, low, near, far = max(top, y0), min(top + height, y1), max(left, x0), min(left + width, x1)
@@ -237,6 +240,7 @@ class _Cache:
     def put(self, key: tuple[int, int, int], tile: NDArray[Any]) -> None:
         with self._lock:
             if key not in self._tiles:
+                tile.setflags(write=False)
                 self._tiles[key] = tile
                 self._room -= tile.nbytes
             while self._room < 0:
