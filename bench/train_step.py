@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # torch is left to the processes that measure
     from patchtree.models.segmenter import Segmenter
 
 CLASSES = 3
+# Patch pixels of an image at least, as far as it has them: what training begins with, see `choose_density`.
+ENOUGH = 1 << 20
 # A step that takes longer than this many seconds is not repeated.
 SLOW = 10.0
 
@@ -40,6 +42,8 @@ def measure(case: Case) -> Result:
 
     warnings.simplefilter("ignore")
     common.set_threads(case["threads"])
+    if case["what"] == "count":
+        return {"multiply_adds": count_step(case)}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     picture = common.load_picture("ihc")
     image, mask = (common.fill(part, (case["side"],) * 2) for part in (picture, common.stain_labels(picture)))
@@ -70,6 +74,34 @@ def measure(case: Case) -> Result:
         "memory": memory,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "the CPU",
     }
+
+
+def count_step(case: Case) -> int:
+    """Count the multiply-adds of a step forward and backward by the shapes of what is multiplied, nothing computed."""
+    import torch
+    from bench.segmentation.methods import count_multiply_adds
+
+    from patchtree.models.choose import build_model
+    from patchtree.tokens import Tokens
+
+    p, count, uniform = case["patch_size"], case["budget"], patchtree.Tree.uniform
+    model = build_model(f"patchtree:{case['size']}", CLASSES, patch_size=p).to("meta")
+    with torch.device("meta"):
+        tokens = Tokens(
+            pixels=torch.empty(1, count, 3, p, p),
+            centre=torch.empty(1, count, 2),
+            level=torch.empty(1, count, dtype=torch.long),
+            valid=torch.empty(1, count, dtype=torch.bool),
+            extent=torch.empty(1, 2),
+            # Only how many leaves there are is asked of it.
+            trees=(uniform((p, count * p), p),),
+        )
+        ghosts = {grid: torch.empty(count, (grid + 2) ** 2, dtype=torch.long) for grid in model.grids}
+
+    def step() -> None:
+        model(tokens, ghosts).sum().backward()
+
+    return count_multiply_adds(step)
 
 
 def prepare(case: Case, image: NDArray[Any], mask: NDArray[Any], model: Segmenter) -> Batch:
@@ -124,75 +156,95 @@ HEADER = (
     "memory uniform, MB",
     "memory adaptive, MB",
     "less memory",
+    "multiply-adds, less",
 )
 
 
-def row(side: int, adaptive: Result, uniform: Result, patch_size: int) -> tuple[object, ...]:
-    name, tokens = f"{side} x {side}", f"{math.ceil(side / patch_size) ** 2:,}"
-    if "failed" in adaptive:
-        return (name, tokens, "", uniform.get("failed", ""), adaptive["failed"], *[""] * 5)
-    mine = (f"{adaptive['step']:.3g}", f"{adaptive['memory'] / 1e6:.0f}", f"{adaptive['tokens']:,}")
-    if "failed" in uniform:
-        return (name, tokens, mine[2], uniform["failed"], mine[0], "", "", "", mine[1], "")
+def row(side: int, adaptive: Result, uniform: Result) -> tuple[object, ...]:
+    """Compare both ways at one size."""
+    both = "step" in adaptive and "step" in uniform
     return (
-        name,
-        tokens,
-        mine[2],
-        f"{uniform['step']:.3g}",
-        mine[0],
-        ratio(uniform["step"] / adaptive["step"]),
-        ratio(end_to_end(uniform, adaptive)),
-        f"{uniform['memory'] / 1e6:.0f}",
-        mine[1],
-        ratio(uniform["memory"] / max(1, adaptive["memory"])),
+        f"{side:,} x {side:,}",
+        f"{uniform['budget']:,}",
+        f"{adaptive['budget']:,}",
+        f"{uniform['step']:.3g}" if "step" in uniform else uniform["failed"],
+        f"{adaptive['step']:.3g}" if "step" in adaptive else adaptive["failed"],
+        ratio(uniform["step"] / adaptive["step"]) if both else "",
+        ratio(end_to_end(uniform, adaptive)) if both else "",
+        f"{uniform['memory'] / 1e6:.0f}" if "step" in uniform else "",
+        f"{adaptive['memory'] / 1e6:.0f}" if "step" in adaptive else "",
+        ratio(uniform["memory"] / max(1, adaptive["memory"])) if both else "",
+        ratio(uniform["multiply_adds"] / adaptive["multiply_adds"]),
     )
 
 
 def end_to_end(uniform: Result, adaptive: Result) -> float:
-    return (uniform["step"] + uniform["prepare"]) / (adaptive["step"] + adaptive["prepare"])
+    return float((uniform["step"] + uniform["prepare"]) / (adaptive["step"] + adaptive["prepare"]))
 
 
-def compare(args: Any) -> list[tuple[int, Result, Result]]:
-    """Measure both ways at each size; once uniform patches do not fit, larger sizes are not tried."""
-    results = []
-    uniform: Result = {}
+Pair = tuple[int, Result, Result]
+
+
+def compare(args: Any) -> dict[str, list[Pair]]:
+    """Measure uniform patches and two budgets at each size; what does not fit is not tried at larger sizes."""
+    results: dict[str, list[Pair]] = {}
+    failed: set[str] = set()
     for side in args.sides:
-        case = {
-            "side": side,
-            "patch_size": args.patch_size,
-            "budget": max(16, side**2 // args.pixels_per_token),
-            "detail": args.detail,
-            "size": args.size,
-            "repeats": args.repeats,
-            "threads": args.threads,
-        }
-
-        def run(way: str, case: Case = case) -> Result:
-            common.progress(f"{way}, {case['side']} x {case['side']}")
-            memory = int(args.memory * common.free_memory())
-            return fresh(__file__, {**case, "way": way}, args.threads, args.timeout, memory)
-
-        adaptive = run("adaptive")
-        uniform = {"failed": "not tried"} if "failed" in uniform else run("uniform")
-        results.append((side, adaptive, uniform))
+        finest = math.ceil(side / args.patch_size) ** 2
+        sparse = max(16, side**2 // args.pixels_per_token)
+        default = max(sparse, min(finest, ENOUGH // args.patch_size**2))
+        budgets = {"uniform": finest, "sparse": sparse, "default": default}
+        found: dict[str, Result] = {}
+        for way, budget in budgets.items():
+            case = {
+                "side": side,
+                "way": way,
+                "budget": budget,
+                "patch_size": args.patch_size,
+                "detail": args.detail,
+                "size": args.size,
+                "repeats": args.repeats,
+                "threads": args.threads,
+            }
+            same = next((other for other in found if budgets[other] == budget), None)
+            if same is not None:
+                found[way] = found[same]
+                continue
+            count = fresh(__file__, {**case, "what": "count"}, args.threads)
+            result: Result = {"failed": "not tried"}
+            if way not in failed:
+                common.progress(f"{way}, {side} x {side}, N = {budget}")
+                memory = int(args.memory * common.free_memory())
+                result = fresh(__file__, {**case, "what": "time"}, args.threads, args.timeout, memory)
+            if "failed" in result:
+                failed.add(way)
+            found[way] = {**result, **count, "budget": budget}
+        for way in ("sparse", "default"):
+            results.setdefault(way, []).append((side, found[way], found["uniform"]))
     return results
 
 
-def summary(results: list[tuple[int, Result, Result]]) -> str:
-    both = [(adaptive, uniform) for _, adaptive, uniform in results if "failed" not in adaptive | uniform]
+def summary(pairs: list[Pair]) -> str:
+    """Give the geometric means, of what was timed and of what was counted."""
+    counted = statistics.geometric_mean(
+        uniform["multiply_adds"] / adaptive["multiply_adds"] for _, adaptive, uniform in pairs
+    )
+    sizes = f"from {pairs[0][0]:,} to {pairs[-1][0]:,} px"
+    words = f"Geometric mean over all sizes, {sizes}: {ratio(counted)} times fewer multiply-adds"
+    both = [(adaptive, uniform) for _, adaptive, uniform in pairs if "step" in adaptive and "step" in uniform]
     if not both:
-        return "No size ran both ways."
+        return f"{words}; no size ran both ways."
     step = statistics.geometric_mean(uniform["step"] / adaptive["step"] for adaptive, uniform in both)
     whole = statistics.geometric_mean(end_to_end(uniform, adaptive) for adaptive, uniform in both)
     return (
-        f"Geometric mean over the {len(both)} sizes that ran both ways: the step is {ratio(step)} times as fast, "
+        f"{words}; over the {len(both)} sizes that ran both ways, the step is {ratio(step)} times as fast, "
         f"{ratio(whole)} times with making the patches, labels and ghost cells."
     )
 
 
 def main(argv: Sequence[str]) -> None:
     parser = common.options(__doc__)
-    parser.add_argument("--sides", type=int, nargs="+", default=[512, 1024, 2048, 4096], help="of the image, pixels")
+    parser.add_argument("--sides", type=int, nargs="+", default=[512 << step for step in range(6)], help="of the image")
     parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--pixels-per-token", type=int, default=4096, help="of adaptive patches; decides the budget")
     parser.add_argument("--detail", default="residual", choices=("edges", "residual", "variance"))
@@ -205,16 +257,22 @@ def main(argv: Sequence[str]) -> None:
     if args.quick:
         args.sides, args.repeats = [128], 1
     results = compare(args)
-    device = next((one["device"] for _, *both in results for one in both if "device" in one), "no device")
+    device = next((one["device"] for _, *both in results["sparse"] for one in both if "device" in one), "no device")
     about = (
-        f"patchtree:{args.size}, p = {args.patch_size}, batch of 1, on {device}, {args.threads} thread(s); adaptive: "
-        f"detail {args.detail!r}, {args.pixels_per_token} pixels a token. A step is forward, loss, backward and AdamW; "
-        "memory is what it adds to model and patches (on a GPU: what torch allocated)."
+        f"patchtree:{args.size}, p = {args.patch_size}, batch of 1, on {device}, {args.threads} thread(s), detail "
+        f"{args.detail!r}. A step is forward, loss, backward and AdamW on the whole image as one sequence; memory is "
+        "what it adds to model and patches (on a GPU: what torch allocated). Multiply-adds, forward and backward, are "
+        "counted by torch from shapes, also where nothing ran."
     )
-    rows = [row(side, adaptive, uniform, args.patch_size) for side, adaptive, uniform in results]
-    common.publish(
-        "train_step", ["### A training step", about, table(HEADER, rows), summary(results)], args.save, ["torch"]
-    )
+    titles = {
+        "sparse": f"A token for {args.pixels_per_token:,} pixels",
+        "default": "As many tokens as training takes where labels ask for no more: a million patch pixels an image at "
+        f"least, as far as it has them, and a token for {args.pixels_per_token:,} pixels",
+    }
+    parts = ["### A training step", about]
+    for way, title in titles.items():
+        parts += [f"#### {title}", table(HEADER, [row(*pair) for pair in results[way]]), summary(results[way])]
+    common.publish("train_step", parts, args.save, ["torch"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The whole job on slides: train, predict one that was not seen, and check the files with the programs that read them."""
+"""The whole job on slides: train, predict one that was not seen, check the files with the programs that read them."""
 
 from __future__ import annotations
 

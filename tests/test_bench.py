@@ -174,19 +174,25 @@ def test_loss_on_patches_is_that_of_the_image() -> None:
 
 
 def test_training_step_both_ways() -> None:
-    case = {
-        "side": 128,
-        "patch_size": 16,
-        "budget": 16,
-        "detail": "residual",
-        "size": "tiny",
-        "repeats": 1,
-        "threads": 1,
-    }
-    adaptive, uniform = (train_step.measure({**case, "way": way}) for way in ("adaptive", "uniform"))
-    assert (adaptive["tokens"], uniform["tokens"]) == (16, 64)
-    assert min(adaptive["step"], uniform["step"]) > 0
-    assert len(train_step.row(128, adaptive, uniform, 16)) == len(train_step.HEADER)
+    case = {"side": 128, "patch_size": 16, "detail": "residual", "size": "tiny", "repeats": 1, "threads": 1}
+    results = [
+        {**train_step.measure({**case, **way, "what": "time"}), **train_step.measure({**case, **way, "what": "count"})}
+        for way in ({"way": "sparse", "budget": 16}, {"way": "uniform", "budget": 64})
+    ]
+    assert [result["tokens"] for result in results] == [16, 64]
+    assert all(result["step"] > 0 for result in results)
+    budgets = [{**result, "budget": result["tokens"]} for result in results]
+    assert len(train_step.row(128, *budgets)) == len(train_step.HEADER)
+
+
+def test_what_is_counted_from_shapes_is_what_a_step_multiplies() -> None:
+    model = pt.build_model("patchtree:tiny", train_step.CLASSES)
+    tree = pt.Tree.uniform((48, 64), 16)
+    tokens = pt.collate([pt.Patches(np.zeros((12, 16, 16, 3), np.uint8), tree)])
+    done = methods.count_multiply_adds(lambda: model(tokens).sum().backward())
+    counted = train_step.count_step({"patch_size": 16, "budget": 12, "size": "tiny"})
+    # Attention of 12 tokens, whose backward pass on a CPU torch does not count, is next to nothing.
+    assert counted == pytest.approx(done, rel=0.01)
 
 
 def test_uniform_that_does_not_fit_is_a_result(
@@ -196,17 +202,23 @@ def test_uniform_that_does_not_fit_is_a_result(
     tried = []
 
     def fresh(script: str, case: dict[str, Any], *limits: Any) -> dict[str, Any]:
+        if case["what"] == "count":
+            return {"multiply_adds": case["budget"] ** 2}
         tried.append((case["way"], case["side"]))
-        slow = {**good, "step": 3.0}
-        return good if case["way"] == "adaptive" else slow if case["side"] < 100 else {"failed": "out of memory"}
+        if case["way"] != "uniform":
+            return good
+        return {**good, "step": 3.0} if case["side"] < 200 else {"failed": "out of memory"}
 
     monkeypatch.setattr(train_step, "fresh", fresh)
-    train_step.main(["--sides", "64", "128", "256"])
-    assert ("adaptive", 256) in tried
-    assert ("uniform", 256) not in tried
+    train_step.main(["--sides", "128", "256", "4096"])
+    assert ("sparse", 4096) in tried
+    assert ("default", 4096) not in tried  # as many as the sparse ones
+    assert ("uniform", 256) in tried
+    assert ("uniform", 4096) not in tried
     printed = capsys.readouterr().out
     assert "out of memory" in printed
-    assert "the 1 sizes that ran both ways: the step is 3.00 times as fast, 2.00 times with" in printed
+    assert "the 1 sizes that ran both ways, the step is 3.00 times as fast, 2.00 times with" in printed
+    assert "| 4,096 x 4,096 | 65,536 | 4,096 | not tried | 1 |" in printed
 
 
 # Quality
