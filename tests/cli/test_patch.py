@@ -48,6 +48,12 @@ def test_what_a_person_reads(run: Run, image: Path, tmp_path: Path) -> None:
     assert "exact (inf dB)" in run("patch", image, "--out", tmp_path, "--max-level", "0").out
 
 
+def test_many_times_fewer_are_written_out(run: Run, tmp_path: Path) -> None:
+    write_image(tmp_path / "blank.png", np.zeros((1024, 1024), np.uint8))
+    told = run("patch", tmp_path / "blank.png", "--out", tmp_path / "out", "--budget", "1").out
+    assert "patches  1 of 16 x 16 px; 4,096 if they were uniform (4,096 times)" in told
+
+
 @pytest.mark.parametrize(
     ("words", "options"),
     [

@@ -327,10 +327,11 @@ def _describe(result: dict[str, Any]) -> str:
     times = result["seconds"]
     mpp = result.get("mpp")
     most = max(result["leaves"].values())
+    fewer = result["reduction"]
     lines = [
         f"{result['image']}: {describe_size(result['shape'])}, {result['dtype']}{describe_mpp(mpp)}",
         f"  patches  {count:,} of {side} x {side} px; "
-        f"{result['uniform']:,} if they were uniform ({result['reduction']:.3g} times)",
+        f"{result['uniform']:,} if they were uniform ({fewer:,.{1 if fewer < 100 else 0}f} times)",
     ]
     for at, (size, number) in enumerate(result["leaves"].items()):
         bar = "█" * max(1, round(_BLOCKS * number / most))
