@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from patchtree.augment import Window, place, take, vary_colours, vary_detail, vary_window
+from patchtree.augment import Window, _add_noise, _normal, place, take, vary_colours, vary_detail, vary_window
 from patchtree.detail import Edges
 
 TYPES = [np.uint8, np.uint16, np.int16, np.float32]
@@ -53,6 +53,35 @@ def test_every_type_and_number_of_channels(dtype: type, channels: tuple[int, ...
         plane = take(np.ascontiguousarray(image[..., -1]), window)
         # OpenCV rounds places to 1/32 pixel for some numbers of channels.
         assert np.allclose(part[..., -1].astype(float), plane.astype(float), atol=200 / 32)
+
+
+@given(
+    dtype=st.sampled_from(TYPES),
+    channels=st.sampled_from([(), (1,), (2,), (3,), (4,), (5,)]),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    flip=st.booleans(),
+    turns=st.integers(0, 3),
+)
+def test_turning_is_what_numpy_does(
+    dtype: type, channels: tuple[int, ...], size: tuple[int, int], flip: bool, turns: int
+) -> None:
+    image = noise((12, 13, *channels), dtype)
+    part = image[2 : 2 + size[0], 1 : 1 + size[1]]
+    expected = np.rot90(part[:, ::-1] if flip else part, turns)
+    found = take(image, Window((2, 1), size, flip=flip, turns=turns))
+    assert (found.dtype, found.shape, found.flags.c_contiguous) == (image.dtype, expected.shape, True)
+    assert np.array_equal(found, expected)
+    found += 1
+    assert np.array_equal(image, noise((12, 13, *channels), dtype))
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (40, 30, 1), (40, 30, 3), (40, 30, 6)])
+def test_noise_of_bytes_is_added_as_to_numbers(shape: tuple[int, ...]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    found = _add_noise(image, 7.0, np.random.default_rng(3))
+    which = np.random.default_rng(3).integers(256, size=shape, dtype=np.uint8)
+    expected = np.clip(np.rint(image + np.float32(7) * _normal()[which]), 0, 255).astype(np.uint8)
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("ids", [False, True])

@@ -71,7 +71,7 @@ def test_a_constant_image_stays_constant(tree: Tree, dtype: Any, value: int) -> 
     np.testing.assert_allclose(patches.astype(float), float(image.flat[0]), rtol=1e-6)
 
 
-@given(trees(SMALL), st.integers(0, 99), st.sampled_from([None, 1, 255]))
+@given(trees(SMALL), st.integers(0, 99), st.sampled_from([None, 0, 1, 255]))
 def test_labels_are_counted_pixel_by_pixel(tree: Tree, seed: int, ignore: int | None) -> None:
     mask = np.random.default_rng(seed).integers(0, 4, tree.shape).astype(np.uint8)
     if ignore == 255:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from patchtree.detail import Detail, Edges, as_detail
 
-_CV_WARP_CHANNELS = 4
+_CV_WARP_CHANNELS = _CV_TURN_CHANNELS = 4
 _BLURS = (0.5, 1.5)
 
 
@@ -86,10 +86,22 @@ def take(image: NDArray[Any], window: Window, ids: bool = False) -> NDArray[Any]
     else:
         (y, x), (height, width) = window.corner, window.shape
         part = image[y : y + height, x : x + width]
-    if window.flip:
-        part = part[:, ::-1]
-    out: NDArray[Any] = np.array(np.rot90(part, window.turns), order="C", subok=False)
-    return out
+    return _turn(np.asarray(part), window.flip, window.turns)
+
+
+def _turn(part: NDArray[Any], flip: bool, turns: int) -> NDArray[Any]:
+    """Copy, mirrored left to right if `flip`, then turned by quarters anticlockwise."""
+    if part[:1, :1].size > _CV_TURN_CHANNELS or not (flip or turns):
+        return np.array(np.rot90(part[:, ::-1] if flip else part, turns), order="C", subok=False)
+    import cv2
+
+    # numpy copies a pixel at a time where rows become columns.
+    out = np.asarray(cv2.flip(part, 1) if flip else part)
+    if turns:
+        codes = (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
+        out = np.asarray(cv2.rotate(out, codes[turns - 1]))
+    shape = part.shape[1::-1] if turns % 2 else part.shape[:2]
+    return out.reshape(*shape, *part.shape[2:])
 
 
 def vary_window(window: Window, rng: np.random.Generator) -> Window:
@@ -218,9 +230,15 @@ def _blur(image: NDArray[Any], sigma: float) -> NDArray[Any]:
 
 
 def _add_noise(image: NDArray[Any], sigma: float, rng: np.random.Generator) -> NDArray[Any]:
-    """Add Gaussian noise of 256 values, one a random byte: ten times as fast as drawing it exactly."""
-    noise = np.float32(sigma) * _normal()[rng.integers(256, size=image.shape, dtype=np.uint8)]
-    return _as_type(image + noise, image.dtype)
+    """Add Gaussian noise of 256 values, one a random byte: far quicker than drawing it exactly."""
+    import cv2
+
+    which = rng.integers(256, size=image.shape, dtype=np.uint8)
+    values = np.float32(sigma) * _normal()
+    if image.dtype == np.uint8:
+        noise = cv2.LUT(which, np.rint(values).astype(np.int16)[None])
+        return np.asarray(cv2.add(image, noise, dtype=cv2.CV_8U)).reshape(image.shape)
+    return _as_type(image + values[which], image.dtype)
 
 
 @cache
