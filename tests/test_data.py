@@ -16,7 +16,17 @@ from torch import nn
 
 from patchtree.budget import with_budget
 from patchtree.cache import Cached, cache_data
-from patchtree.data import Batch, DataModule, Sample, Stream, Whole, Windows, collate_samples, warn_unmet
+from patchtree.data import (
+    Batch,
+    DataModule,
+    Sample,
+    Stream,
+    Whole,
+    Windows,
+    collate_samples,
+    draw_odds,
+    warn_unmet,
+)
 from patchtree.datasets import DataSet, find_data, split_data
 from patchtree.io.images import write_image, write_mask
 from patchtree.models.ghosts import ghost_batch
@@ -65,6 +75,7 @@ def same(a: Sample, b: Sample) -> bool:
         and (a.patches.origin, a.patches.extent) == (b.patches.origin, b.patches.extent)
         and np.array_equal(a.patches.pixels, b.patches.pixels)
         and np.array_equal(a.counts, b.counts)
+        and a.odds == b.odds
     )
 
 
@@ -74,6 +85,38 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(windows: Windows) -> Non
     assert all(same(copy[index], drawn[index]) for index in reversed(range(20)))
     assert not any(same(drawn[index], drawn[index + 10]) for index in range(10))
     assert not any(same(replace(windows, seed=4)[index], drawn[index]) for index in range(10))
+
+
+def test_windows_that_count_by_their_odds_show_classes_as_often_as_windows_anywhere(tmp_path: Path) -> None:
+    """A class in one of three images, of a hundredth of its pixels, is drawn far more often than that."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(3):
+        mask = np.zeros((400, 400), np.uint8)
+        for y, x in rng.integers(0, 390, (20 if number == 0 else 0, 2)):
+            mask[y : y + 9, x : x + 9] = 1
+        write_image(tmp_path / "images" / f"{number}.png", rng.integers(0, 9, mask.shape).astype(np.uint8))
+        write_mask(tmp_path / "masks" / f"{number}.png", mask)
+    images = cache_data(find_data(tmp_path), tmp_path / "cache")
+    windows = Windows(images, 2, PATCHER, window=64, density=1 / 1024, augment=False, seed=1)
+    drawn = [windows[index] for index in range(1500)]
+    rare = np.array([sample.counts[..., 1].sum() / sample.counts.sum() for sample in drawn])
+    odds = np.array([sample.odds for sample in drawn])
+    anywhere = replace(windows, foreground=0.0)
+    assert all(anywhere[index].odds == 1 for index in range(5))
+    uniform = [anywhere[index] for index in range(1500)]
+    expected = np.mean([sample.counts[..., 1].sum() / sample.counts.sum() for sample in uniform])
+    assert rare.mean() > 3 * expected
+    assert (rare / odds).sum() / (1 / odds).sum() == pytest.approx(expected, rel=0.2)
+    assert odds.min() == 0.5
+
+
+def test_odds_are_finite_whatever_is_drawn() -> None:
+    one = np.array([(100, 0)])
+    assert draw_odds(one, np.array([1.0, 0.0]), np.array([1.0, 0.0]), foreground=0.5) == 1
+    two = np.array([(90, 10), (100, 0)])
+    assert draw_odds(two, np.zeros(2), np.array([1.0, 0.0]), foreground=1.0) == pytest.approx(0.1)
 
 
 def test_labels_lie_on_the_pixels_they_belong_to(windows: Windows) -> None:

@@ -51,8 +51,8 @@ def test_validations_cost_a_small_share_of_the_time() -> None:
     assert not timed._decide(49)[2]
     assert timed._decide(51)[2]
     timed._validating = 24
-    assert not timed._decide(199)[2]
-    assert timed._decide(201)[2]
+    assert not timed._decide(399)[2]
+    assert timed._decide(401)[2]
 
 
 def test_validations_by_epochs_do_not_depend_on_the_clock() -> None:

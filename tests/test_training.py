@@ -20,15 +20,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from patchtree.data import Sample, collate_samples
 from patchtree.datasets import find_data
 from patchtree.errors import InputError
 from patchtree.inference import evaluate, load
 from patchtree.io.images import write_image, write_mask
 from patchtree.metrics import dice
 from patchtree.models.choose import build, build_classifier, build_model
+from patchtree.patcher import Patches
 from patchtree.runs import CHECKPOINT, CONFIG, METRICS, WEIGHTS, load_config, weights_metadata
 from patchtree.tasks import ImageTask, Task
 from patchtree.training import train
+from patchtree.tree import Tree
 
 HERE: dict[str, Any] = {"workers": 0, "accelerator": "cpu", "progress": False}
 SMALL: dict[str, Any] = {"patch_size": 8, "budget": 16, "detail": "variance", **HERE}
@@ -380,6 +383,17 @@ def test_rare_classes_count_for_more_to_begin_with() -> None:
     assert rare == pytest.approx(math.sqrt(2) * common)
     task.progress = 1.0
     assert task.class_weight().tolist() == [1, 1, 1]
+
+
+def test_windows_count_by_their_odds_in_the_end() -> None:
+    task = Task(build_model("patchtree:tiny", 2, patch_size=8), lr=1e-3)
+    tree = Tree.uniform((16, 16), 8)
+    patches = Patches(np.zeros((4, 8, 8, 3), np.uint8), tree)
+    samples = [Sample(patches, np.ones((4, 8, 8, 2), np.float32), "a", odds) for odds in (0.5, 1.0, 4.0)]
+    batch = collate_samples(samples)
+    for progress, expected in ((0.0, [1, 1, 1]), (0.5, [2**0.5, 1, 0.5]), (1.0, [2, 1, 0.25])):
+        task.progress = progress
+        assert task.window_weight(batch).tolist() == pytest.approx(expected)
 
 
 def test_a_class_that_is_in_no_validation_image_does_not_choose_the_weights() -> None:

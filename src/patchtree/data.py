@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from patchtree.patches import count_labels
 from patchtree.tokens import Tokens, collate, pad
 
 _LOOKED_AT = 4
+# No window counts for more than so many times its share.
+_LEAST_ODDS = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +42,13 @@ class Sample:
         patches: N patches.
         counts: ``(N, p, p, K)`` float32, pixels of each class under each patch pixel (see `patchtree.count_labels`).
         name: the image's name.
+        odds: see `draw_odds`; 1 if it was not drawn.
     """
 
     patches: Patches
     counts: NDArray[np.float32]
     name: str
+    odds: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +60,14 @@ class Batch:
         counts: ``(B, N, p, p, K)`` float32; 0 on padding.
         ghosts: what `Segmenter` takes as ``ghosts``, by grid; None if no grids were asked for.
         names: the B images' names.
+        odds: ``(B,)`` float32, of each sample.
     """
 
     tokens: Tokens
     counts: Tensor
     ghosts: dict[int, Tensor] | None
     names: tuple[str, ...]
+    odds: Tensor
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,7 +83,7 @@ class Batch:
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
         ghosts = None if self.ghosts is None else {grid: move(index) for grid, index in self.ghosts.items()}
-        return replace(self, counts=move(self.counts), ghosts=ghosts)
+        return replace(self, counts=move(self.counts), ghosts=ghosts, odds=move(self.odds))
 
 
 def collate_samples(
@@ -104,7 +110,8 @@ def collate_samples(
     tokens = collate([sample.patches for sample in samples], mean, std)
     grids = tuple(grids)
     ghosts = ghost_batch(tokens.trees, tokens.valid.shape[1], grids) if grids else None
-    return Batch(tokens, pad([sample.counts for sample in samples]), ghosts, tuple(sample.name for sample in samples))
+    names, odds = tuple(sample.name for sample in samples), torch.tensor([sample.odds for sample in samples])
+    return Batch(tokens, pad([sample.counts for sample in samples]), ghosts, names, odds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,21 +168,28 @@ class Windows(Dataset[Sample]):
         """Draw a sample; `index` may exceed the length, see above."""
         rng = np.random.default_rng((self.seed, *divmod(index, self.length)))
         share = self.spread ** -rng.random() if self.spread > 1 else 1.0
-        source, window = self.draw(rng, share)
+        source, part = self.draw(rng, share)
         if self.augment:
-            window = vary_window(window, rng)
-        image = take(source.image(), window)
-        mask = take(source.mask(), window, ids=True)
+            part = vary_window(part, rng)
+        image = take(source.image(), part)
+        mask = take(source.mask(), part, ids=True)
         patcher = with_budget(self.patcher, mask.shape, self.density * share)
         if self.augment:
             image = vary_colours(image, rng)
             patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
-        origin, extent = place(window, source.shape)
-        return _sample(patcher, image, mask, source.name, self.classes, self.ignore, origin, extent)
+        origin, extent = place(part, source.shape)
+        sample = _sample(patcher, image, mask, source.name, self.classes, self.ignore, origin, extent)
+        shown, known = sample.counts.sum((0, 1, 2), dtype=np.float64), np.array(source.pixels, np.float64)
+        window, whole = (pixels / max(1.0, pixels.sum()) for pixels in (shown, known))
+        return replace(sample, odds=draw_odds(self._pixels, window, whole, self.foreground))
+
+    @cached_property
+    def _pixels(self) -> NDArray[np.int64]:
+        return np.array([image.pixels for image in self.images])
 
     def draw(self, rng: np.random.Generator, share: float = 1.0) -> tuple[Cached, Window]:
         """Choose an image and a window that lies inside it, of such a size that `share` of the density suits it."""
-        at, label = draw_source([image.pixels for image in self.images], self.foreground, rng)
+        at, label = draw_source(self._pixels, self.foreground, rng)
         source = self.images[at]
         room = np.array(source.shape)
         shape = np.minimum(round(self.window / math.sqrt(share)), room)
@@ -186,25 +200,54 @@ class Windows(Dataset[Sample]):
         return source, Window((int(corner[0]), int(corner[1])), (int(shape[0]), int(shape[1])))
 
 
-def draw_source(
-    pixels: Sequence[Sequence[float]] | Sequence[NDArray[np.float64]], foreground: float, rng: np.random.Generator
-) -> tuple[int, int | None]:
+def draw_source(pixels: NDArray[np.number[Any]], foreground: float, rng: np.random.Generator) -> tuple[int, int | None]:
     """Choose an image, and for a share of samples a rare class (any but the most frequent) that it has.
 
-    >>> draw_source([(90, 0), (80, 10)], foreground=1.0, rng=np.random.default_rng(0))
+    >>> draw_source(np.array([(90, 0), (80, 10)]), foreground=1.0, rng=np.random.default_rng(0))
     (1, 1)
 
     Args:
-        pixels: of each image, how many pixels each class has.
+        pixels: ``(n, K)``, of each image, how many pixels each class has.
         foreground: share of samples for which the class is drawn first, then an image that has it.
         rng: of the sample.
     """
-    table = np.array(pixels)
-    totals = table.sum(axis=0)
-    rare = np.flatnonzero((totals > 0) & (np.arange(len(totals)) != totals.argmax()))
+    rare = _rare(pixels)
     label = int(rng.choice(rare)) if rng.random() < foreground and len(rare) else None
-    having = np.arange(len(table)) if label is None else np.flatnonzero(table[:, label])
+    having = np.arange(len(pixels)) if label is None else np.flatnonzero(pixels[:, label])
     return int(rng.choice(having)), label
+
+
+def draw_odds(
+    pixels: NDArray[np.number[Any]], window: NDArray[np.float64], image: NDArray[np.float64], foreground: float
+) -> float:
+    """Say how many times as likely a window is drawn as if windows lay anywhere in any image.
+
+    Divided by that, windows count as if they did: rare classes are seen often, and not taken for frequent.
+
+    >>> pixels = np.array([(75, 25)])
+    >>> window, image = np.array([0.25, 0.75]), np.array([0.75, 0.25])
+    >>> draw_odds(pixels, window, image, foreground=0.5), draw_odds(pixels, image, image, foreground=0.5)
+    (2.0, 1.0)
+
+    Args:
+        pixels: as of `draw_source`.
+        window: ``(K,)``, each class's share of the window.
+        image: ``(K,)``, each class's share of the image that the window is of.
+        foreground: as of `draw_source`.
+    """
+    rare = _rare(pixels)
+    if not len(rare):
+        return 1.0
+    # A pixel of a class is as likely as any of its image, and an image as any that has the class.
+    denser = np.divide(window, image, out=np.zeros(len(image)), where=image > 0)[rare]
+    more = (denser / np.count_nonzero(pixels[:, rare], axis=0)).mean() * len(pixels)
+    return max(_LEAST_ODDS, 1 - foreground + foreground * float(more))
+
+
+def _rare(pixels: NDArray[np.number[Any]]) -> NDArray[np.int64]:
+    """Number the classes that are there, but the most frequent."""
+    totals = pixels.sum(axis=0)
+    return np.flatnonzero((totals > 0) & (np.arange(len(totals)) != totals.argmax()))
 
 
 def draw_corner(

@@ -128,7 +128,7 @@ def _halve_sums(sums: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         lines = sums.swapaxes(0, axis)
         sums = np.add(lines[::2], lines[1::2], dtype=dtype).swapaxes(0, axis)
     if sums.itemsize > 2 or not sums.flags.c_contiguous:
-        return np.add(sums[..., ::2], sums[..., 1::2], dtype=dtype)
+        return np.asarray(np.add(sums[..., ::2], sums[..., 1::2], dtype=dtype))
     # Two neighbours in a row are one number of twice as many bytes: numpy adds every other number far more slowly.
     bits = 8 * sums.itemsize
     pairs = sums.view(f"u{2 * sums.itemsize}")

@@ -28,7 +28,7 @@ _WARMUP = 0.05
 _LAST_RATE = 0.01
 # A training is validated at most 20 times and, if it goes by time, at most for about this share of it.
 _VALIDATIONS = 20
-_VALIDATING = 0.12
+_VALIDATING = 0.06
 _SAVE_SECONDS = 60.0
 
 

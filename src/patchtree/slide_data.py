@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from patchtree.augment import Window as Turn
 from patchtree.augment import place, vary_colours, vary_detail
 from patchtree.budget import choose_density
 from patchtree.cache import statistics
-from patchtree.data import DataModule, Sample, draw_corner, draw_source
+from patchtree.data import DataModule, Sample, draw_corner, draw_odds, draw_source
 from patchtree.foveate import merge
 from patchtree.io.coverage import count_part
 from patchtree.io.slides import Slide, open_slide
@@ -231,15 +232,23 @@ class SlideWindows(Dataset[Sample]):
         rng = np.random.default_rng((self.seed, *divmod(index, self.length)))
         source, box = self.draw(rng)
         if not self.augment:
-            return read_window(source, box, self.patcher, self.density, self.handles)
-        flip, turns = bool(rng.integers(2)), int(rng.integers(4))
-        patcher = replace(self.patcher, detail=vary_detail(self.patcher.detail, rng))
-        sample = read_window(source, box, patcher, self.density, self.handles, flip, turns)
-        return replace(sample, patches=replace(sample.patches, pixels=_vary(sample.patches.pixels, rng)))
+            sample = read_window(source, box, self.patcher, self.density, self.handles)
+        else:
+            flip, turns = bool(rng.integers(2)), int(rng.integers(4))
+            patcher = replace(self.patcher, detail=vary_detail(self.patcher.detail, rng))
+            sample = read_window(source, box, patcher, self.density, self.handles, flip, turns)
+            sample = replace(sample, patches=replace(sample.patches, pixels=_vary(sample.patches.pixels, rng)))
+        # Places are drawn on tissue, so shares are of that.
+        shown = sample.counts.sum((0, 1, 2), dtype=np.float64) / max(1.0, source.tissue_in(box))
+        return replace(sample, odds=draw_odds(self._pixels, shown, source.pixels / source.area, self.foreground))
+
+    @cached_property
+    def _pixels(self) -> NDArray[np.float64]:
+        return np.array([slide.pixels for slide in self.slides])
 
     def draw(self, rng: np.random.Generator) -> tuple[SlideSource, Box]:
         """Choose a slide and a box that lies inside it."""
-        at, label = draw_source([slide.pixels for slide in self.slides], self.foreground, rng)
+        at, label = draw_source(self._pixels, self.foreground, rng)
         source = self.slides[at]
         if label is None:
             target = rng.choice(np.argwhere(source.tissue)) * source.side + rng.integers(source.side, size=2)

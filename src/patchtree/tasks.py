@@ -62,7 +62,8 @@ class Task(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         """Give the loss of a batch of windows; with several processes, that of all their batches together."""
-        sums = loss_sums(self.model(batch.tokens, batch.ghosts), batch.counts)
+        weight = self.window_weight(batch).view(-1, *[1] * (batch.counts.ndim - 1))
+        sums = loss_sums(self.model(batch.tokens, batch.ghosts), batch.counts * weight)
         loss = loss_of_sums(_SumOfAll.apply(sums) if self.trainer.world_size > 1 else sums, self.class_weight())
         self.log("loss", loss.detach(), batch_size=len(batch))
         return loss
@@ -74,6 +75,15 @@ class Task(LightningModule):
         no more is given to them than is theirs.
         """
         weight: Tensor = self.shares ** (_BALANCE * (self.progress - 1))
+        return weight
+
+    def window_weight(self, batch: Batch) -> Tensor:
+        """Give how much each window counts, ``(B,)``.
+
+        Windows around rare classes are drawn more often than others. They count like others to begin with, and in the
+        end for as much less as they are drawn more often.
+        """
+        weight: Tensor = batch.odds**-self.progress
         return weight
 
     def validation_step(self, batch: Batch) -> None:
