@@ -2,12 +2,58 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _CHUNK = 1 << 21  # pairs looked at in one go
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Upright strips of one width, so that only what lies near each other is compared.
+
+    Attributes:
+        origin: the left end of the first one.
+        width: of each.
+        count: of strips.
+    """
+
+    origin: float
+    width: float
+    count: int
+
+    @classmethod
+    def of(cls, low: NDArray[Any], high: NDArray[Any]) -> Strips:
+        """Choose strips for spans, ``(S,)``: the root of their number, but no more than they cover once or twice each.
+
+        >>> Strips.of(np.arange(100), np.arange(100) + 1).count
+        10
+        """
+        if not len(low) or not high.max() > low.min():
+            return cls(0.0, 1.0, 1)
+        origin, covered = float(low.min()), float((high - low).sum())
+        extent = float(high.max()) - origin
+        count = max(1, int(min(math.sqrt(len(low)), len(low) * extent / max(covered, extent))))
+        return cls(origin, extent / count, count)
+
+    def at(self, x: NDArray[Any]) -> NDArray[np.int64]:
+        """Number the strips that places lie in."""
+        return np.clip((x - self.origin) // self.width, 0, self.count - 1).astype(np.int64)
+
+    def cover(self, low: NDArray[Any], high: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """List the strips that each span touches, as pairs of span and strip.
+
+        >>> [part.tolist() for part in Strips(0.0, 10.0, 3).cover(np.array([1, 5]), np.array([2, 21]))]
+        [[0, 1, 1, 1], [0, 0, 1, 2]]
+        """
+        first = self.at(low)
+        number = self.at(high) - first + 1
+        of = np.repeat(np.arange(len(low)), number)
+        return of, first[of] + np.arange(len(of)) - np.repeat(np.cumsum(number) - number, number)
 
 
 def meetings(
@@ -32,12 +78,16 @@ def meetings(
         run along each other).
     """
     low, high = np.minimum(start, end), np.maximum(start, end)
-    base = low[:, 1].min(initial=0)
-    lane = group * (high[:, 1].max(initial=0) - base + 1) - base
-    order = np.argsort(lane + low[:, 1], kind="stable")
-    keys = (lane + low[:, 1])[order]
+    strips = Strips.of(low[:, 0], high[:, 0])
+    levels = np.unique(np.concatenate([low[:, 1], high[:, 1]]))
+    of, strip = strips.cover(low[:, 0], high[:, 0])
+    lane = (group[of] * strips.count + strip) * len(levels)
+    begin, close = (lane + np.searchsorted(levels, ends[of, 1]) for ends in (low, high))
+    order = np.argsort(begin, kind="stable")
+    keys = begin[order]
     # Those that begin, from the top, after a segment begins and before it ends.
-    count = np.searchsorted(keys, (lane + high[:, 1])[order], side="right") - np.arange(len(order)) - 1
+    count = np.searchsorted(keys, close[order], side="right") - np.arange(len(order)) - 1
+    left = strips.at(low[:, 0])
     total = np.cumsum(count)
     found: list[tuple[NDArray[Any], ...]] = []
     first = 0
@@ -47,8 +97,9 @@ def meetings(
         here = count[first:last]
         one = np.repeat(np.arange(first, last), here)
         two = one + 1 + np.arange(len(one)) - np.repeat(np.cumsum(here) - here, here)
-        i, j = order[one], order[two]
-        near = (low[i, 0] <= high[j, 0]) & (low[j, 0] <= high[i, 0])
+        i, j, here = of[order[one]], of[order[two]], strip[order[one]]
+        # Those that share several strips are a pair in the first of them.
+        near = (low[i, 0] <= high[j, 0]) & (low[j, 0] <= high[i, 0]) & (np.maximum(left[i], left[j]) == here)
         i, j = i[near], j[near]
         meet, cross = _meet(start[i], end[i], start[j], end[j])
         found.append((i[meet], j[meet], cross[meet]))
@@ -67,11 +118,16 @@ def _meet(
     crossing = (sides[0] * sides[1] < 0) & (sides[2] * sides[3] < 0)
     meeting = crossing.copy()
     for side, point, (one, other) in zip(sides, (c, d, a, b), ((a, b), (a, b), (c, d), (c, d)), strict=True):
-        within = ((point >= np.minimum(one, other)) & (point <= np.maximum(one, other))).all(1)
-        end = (point == one).all(1) | (point == other).all(1)
+        within = _both((point >= np.minimum(one, other)) & (point <= np.maximum(one, other)))
+        end = _both(point == one) | _both(point == other)
         meeting |= (side == 0) & within & ~end
-    same = ((a == c).all(1) & (b == d).all(1)) | ((a == d).all(1) & (b == c).all(1))
+    same = (_both(a == c) & _both(b == d)) | (_both(a == d) & _both(b == c))
     return meeting | same, crossing
+
+
+def _both(true: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether x and y are true, ``(M, 2)`` -> ``(M,)``: numpy reduces a short axis slowly."""
+    return np.asarray(true[:, 0] & true[:, 1])
 
 
 def _side(a: NDArray[Any], b: NDArray[Any], point: NDArray[Any]) -> NDArray[Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.io.segments import meetings
+from patchtree.io.segments import Strips, meetings
 
 _AREA = 0.01  # the share of a ring's area that may be lost or gained
 _HALVINGS = 5  # times that a ring is tried, the tolerance halved where its area changes by more, at last 0
@@ -170,13 +170,17 @@ def _parted(rings: Rings, vertices: NDArray[np.int64], end: NDArray[np.int64]) -
     low = np.minimum(np.minimum.reduceat(points[left], groups), np.minimum(begin, close))
     high = np.maximum(np.maximum.reduceat(points[left], groups), np.maximum(begin, close))
     # Kept vertices in the box around a chord and what it stands for, but not its own ends nor what lies on them.
-    order = np.argsort(points[vertices, 1], kind="stable")
-    heights = points[vertices, 1][order]
-    lower = np.searchsorted(heights, low[:, 1])
-    count = np.searchsorted(heights, high[:, 1], side="right") - lower
+    strips = Strips.of(low[:, 0], high[:, 0])
+    rows = int(points[:, 1].max()) + 1
+    keys = strips.at(points[vertices, 0]) * rows + points[vertices, 1]
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    of, strip = strips.cover(low[:, 0], high[:, 0])
+    lower = np.searchsorted(keys, strip * rows + low[of, 1])
+    count = np.searchsorted(keys, strip * rows + high[of, 1], side="right") - lower
     found: list[NDArray[np.int64]] = []
     for batch in _batches(count):
-        which = np.repeat(batch, count[batch])
+        which = np.repeat(of[batch], count[batch])
         place = points[vertices[order[_ranges(lower[batch], count[batch])]]]
         near = (place[:, 0] >= low[which, 0]) & (place[:, 0] <= high[which, 0])
         near &= (place != begin[which]).any(axis=1) & (place != close[which]).any(axis=1)
