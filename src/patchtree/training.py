@@ -423,12 +423,12 @@ def _tell(
     slides = parts.slides if isinstance(parts, SlideModule) else ()
     height, width = (median(image.shape[axis] for image in slides or parts.images) for axis in (0, 1))
     area = median(slide.area for slide in slides) if slides else height * width
-    what = "slides" if slides else "images"
+    what = ("slide" if slides else "image") + "s" * (len(config.train) != 1)
     images = (
         f"{len(config.train)} {what} of {width:.0f} x {height:.0f} px to train on, {len(config.val)} to validate on"
     )
     if isinstance(parts.whole, SlideParts):
-        images += f" by {len(parts.whole)} windows"
+        images += f" by {len(parts.whole)} window{'s' * (len(parts.whole) != 1)}"
     say(f"data: {images}; {', '.join(config.labels)}")
     p, detail = config.model["patch_size"], config.patcher["detail"]["name"]
     tokens = round(options.density * area)
