@@ -191,6 +191,8 @@ def compare(root: Path, args: Any, book: Book) -> list[str]:
     for seed in range(args.seeds):
         for method, variants in cases.items():
             for name, own in variants.items():
+                if args.finished and book.find(own[seed]) is None:
+                    continue
                 runs.setdefault(method, {}).setdefault(name, []).append(run(root, own[seed], book, args.out))
     train, test = split_test(root)
     head = f"### {root.name}: {len(train)} images to train and validate on, {len(test)} held out"
@@ -212,6 +214,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--pictures", nargs="+", default=list(pictures.PICTURES), choices=list(pictures.PICTURES))
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="folder of quality.json, which resumes")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--finished", action="store_true", help="report the runs that are finished, make no others")
     parser.add_argument("--max-time", type=read_time, default=300.0, metavar="HH:MM:SS", help="of each training")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="of the input of networks on crops")

@@ -337,6 +337,12 @@ def test_pictures_of_all_sizes_resume(
     quality.main(command)
     assert tried == ["ihc_64", "ihc_96"]
     assert "### ihc_96: 7 images to train and validate on, 2 held out" in capsys.readouterr().out
+    command[command.index("--methods") + 1 :] = ["patchtree", "uniform", "unet", "--out", str(tmp_path / "out")]
+    quality.main([*command, "--finished"])
+    assert tried == ["ihc_64", "ihc_96"]
+    printed = capsys.readouterr().out
+    assert "| patchtree |" in printed
+    assert "| unet" not in printed
 
 
 @pytest.mark.parametrize("picture", pictures.PICTURES)
