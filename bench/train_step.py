@@ -118,16 +118,17 @@ def prepare(case: Case, image: NDArray[Any], mask: NDArray[Any], model: Segmente
 
 
 def make_step(model: Segmenter, device: torch.device) -> Callable[[Batch], None]:
-    """Make a step: forward, loss, backward, optimiser; bfloat16 on a GPU, as training does."""
+    """Make a step: forward, loss, backward, optimiser; bfloat16 where it is quick, as training does."""
     import torch
 
     from patchtree.losses import segmentation_loss
+    from patchtree.models.precision import half_where_quick
 
     optimiser = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
     def step(batch: Batch) -> None:
         batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with half_where_quick(device):
             logits = model(batch.tokens, batch.ghosts)
         loss = segmentation_loss(logits, batch.counts)
         optimiser.zero_grad()
