@@ -26,20 +26,18 @@ from .conftest import Run, outputs, picture, run_process
 VERBS = [str(command.callback.__name__) for command in app.registered_commands if command.callback]
 
 
-def test_help_is_quick_and_light() -> None:
+def test_help_is_light() -> None:
     code = (
-        "import atexit, resource, sys\n"
-        "atexit.register(lambda: print(sys.modules.keys() & {'torch', 'cv2', 'lightning', 'skimage', 'timm'}, "
-        "sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), file=sys.stderr))\n"
+        "import atexit, sys\n"
+        "names = lambda: {name.partition('.')[0] for name in sys.modules}\n"
+        "atexit.register(lambda: print(*names() & {'torch', 'cv2', 'scipy', 'lightning', 'skimage', 'timm', 'PIL'}, "
+        "file=sys.stderr))\n"
         "from patchtree.cli import main; main(['--help'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    heavy, seconds = done.stderr.rsplit(maxsplit=1)
     assert done.returncode == 0
     assert "patch" in done.stdout
-    assert heavy == "set()"
-    # Processor time, so that a busy machine does not count.
-    assert float(seconds) < 0.5
+    assert done.stderr.strip() == ""
 
 
 @pytest.mark.parametrize("verb", VERBS)
