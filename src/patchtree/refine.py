@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,9 +47,23 @@ def refine(
         InputError: neither a budget nor a threshold is given, the threshold is negative, or the budget is below the
             number of roots.
     """
+    max_level = len(details)
+    counts = count_cells(shape, patch_size, max_level, budget, threshold)
+    extra = None if budget is None else budget - prod(counts[max_level])
+    level, index = _rank(details, counts, extra, 0.0 if threshold is None else threshold)
+    return open_ranked(level, index, shape, patch_size, max_level, budget, balanced)
+
+
+def count_cells(
+    shape: tuple[int, ...], patch_size: int, max_level: int, budget: int | None, threshold: float | None
+) -> list[list[int]]:
+    """Count the cells along each axis of each level from 0 up, of a tree that `refine` could make.
+
+    Raises:
+        InputError: as `refine`.
+    """
     if threshold is not None and not threshold >= 0:
         raise InputError(f"threshold {threshold} is not possible; give 0 or more")
-    max_level = len(details)
     if budget is None and threshold is None:
         raise InputError("give a budget (a number of leaves) or a threshold (the least detail to split)")
     counts = [[-(-length // (patch_size << level)) for length in shape] for level in range(max_level + 1)]
@@ -56,10 +71,36 @@ def refine(
     if budget is not None and budget < roots:
         hint = "give at least that many" + (" or a larger max_level" if roots > 1 else "")
         raise InputError(f"budget {budget} is below the number of roots, {roots}; {hint}")
-    floor = 0.0 if threshold is None else threshold
-    extra = None if budget is None else budget - roots
-    level, index = _rank(details, counts, extra, floor)
-    if extra is not None and not balanced:
+    return counts
+
+
+def open_ranked(
+    level: NDArray[np.integer[Any]],
+    index: NDArray[np.int64],
+    shape: tuple[int, ...],
+    patch_size: int,
+    max_level: int,
+    budget: int | None = None,
+    balanced: bool = False,
+) -> Tree:
+    """Split the longest prefix of ranked cells whose tree has at most ``budget`` leaves.
+
+    >>> open_ranked(np.array([2, 1]), np.array([[0, 0], [0, 1]]), (64, 64), patch_size=16, max_level=2)
+    Tree(7 leaves of 16 to 32 px, patch_size=16, shape=(64, 64))
+
+    Args:
+        level: of each cell, ``(M,)``; a cell comes after its parent.
+        index: of each cell, ``(M, d)``.
+        shape: the image's shape in pixels.
+        patch_size: pixels on a side of a patch.
+        max_level: level of the roots.
+        budget: see `refine`; None: all are split.
+        balanced: see `refine`.
+    """
+    counts = [[-(-length // (patch_size << at)) for length in shape] for at in range(max_level + 1)]
+    extra = None if budget is None else budget - prod(counts[max_level])
+    if extra is not None:
+        # Balancing only adds leaves, so a prefix that is too long unbalanced is too long balanced.
         added = np.cumsum(_children(level, index, counts) - 1)
         taken = int(np.searchsorted(added, extra, side="right"))
         level, index = level[:taken], index[:taken]
@@ -109,13 +150,15 @@ def _rank(
     return np.concatenate(levels)[order], np.concatenate(indices)[order]
 
 
-def _children(level: NDArray[np.int64], index: NDArray[np.int64], counts: list[list[int]]) -> NDArray[np.int64]:
+def _children(level: NDArray[np.integer[Any]], index: NDArray[np.int64], counts: list[list[int]]) -> NDArray[np.int64]:
     """Count the children inside the image of cells of any levels."""
     finer = np.array(counts)[level - 1]
     return np.asarray(np.minimum(2, finer - 2 * index).prod(axis=1), np.int64)
 
 
-def _mark(level: NDArray[np.int64], index: NDArray[np.int64], counts: list[list[int]]) -> list[NDArray[np.bool_]]:
+def _mark(
+    level: NDArray[np.integer[Any]], index: NDArray[np.int64], counts: list[list[int]]
+) -> list[NDArray[np.bool_]]:
     """Mark cells in a boolean grid a level."""
     grids = [np.zeros(cells, bool) for cells in counts]
     for at, grid in enumerate(grids):

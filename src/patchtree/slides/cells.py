@@ -84,7 +84,9 @@ class Cells:
         pieces = [self._piece(part, cells) for part, cells in stack]
         blocks = [piece for piece in pieces if piece.ndim == 4]
         if blocks:
-            row = np.concatenate([block.swapaxes(0, 1) for block in blocks], axis=1)
+            # Cells lie side by side in one row; each is copied once.
+            row = np.empty((side, sum(map(len, blocks)), *blocks[0].shape[2:]), np.uint8)
+            np.concatenate(blocks, out=row.swapaxes(0, 1))
             found = detail.measure(row.reshape(side, -1, row.shape[-1]), self.patch_size, 1)[0][0]
             for at, piece in enumerate(pieces):
                 if piece.ndim == 4:

@@ -18,7 +18,7 @@ from patchtree.errors import InputError
 from patchtree.io.slides import Slide
 from patchtree.io.slides.base import Box
 from patchtree.patcher import Patcher, Patches, warn_of_spare_budget
-from patchtree.refine import refine
+from patchtree.refine import count_cells, open_ranked
 from patchtree.slides.cells import Cells
 from patchtree.slides.cut import cut_halved
 from patchtree.slides.halved import Halved, threads
@@ -191,21 +191,14 @@ def refine_halved(
         region: see `refine_slide`.
         coarse: what `measure_coarse` gave for the slide, the patch size, the detail, the roots and `min_mpp`.
     """
-    shape, p, budget = halved.slide.shape, patcher.patch_size, patcher.budget
+    shape, p = halved.slide.shape, patcher.patch_size
     top = root_level(shape, p, patcher.max_level)
-    counts = [[-(-length // (p << level)) for length in shape] for level in range(top + 1)]
-    # Only where cells are measured do these take memory.
-    details = [np.zeros(cells) for cells in counts[1:]]
+    counts = count_cells(shape, p, top, patcher.budget, patcher.threshold)
     finest = min(finest_level(halved.slide, min_mpp), top)
-    if budget is None or budget >= prod(counts[top]):
-        cells = Cells(halved, p, as_detail(patcher.detail), pool, None if coarse is None else coarse.noise)
-        coarse = coarse or _measure_coarse(cells, top, finest)
-        for level, known in enumerate(coarse.details, coarse.first):
-            everywhere = np.argwhere(known)
-            inside = tuple(everywhere[_touches(everywhere, p << level, region)].T)
-            details[level - 1][inside] = known[inside]
-        _open_best(cells, details, counts, (coarse.first, finest), patcher, region)
-    return refine(details, shape, p, budget, patcher.threshold, patcher.balanced)
+    cells = Cells(halved, p, as_detail(patcher.detail), pool, None if coarse is None else coarse.noise)
+    coarse = coarse or _measure_coarse(cells, top, finest)
+    level, index = _rank_opened(cells, coarse, counts, finest, patcher, region)
+    return open_ranked(level, index, shape, p, top, patcher.budget, patcher.balanced)
 
 
 def _measure_coarse(cells: Cells, top: int, finest: int) -> Coarse:
@@ -226,35 +219,41 @@ def _measure_coarse(cells: Cells, top: int, finest: int) -> Coarse:
     return Coarse(top, (roots,), cells.noise)
 
 
-def _open_best(
-    cells: Cells,
-    details: list[NDArray[np.float64]],
-    counts: list[list[int]],
-    levels: tuple[int, int],
-    patcher: Patcher,
-    region: Box | None,
-) -> None:
-    """Measure the children of every cell that is split, until no more are found.
+def _rank_opened(
+    cells: Cells, coarse: Coarse, counts: list[list[int]], finest: int, patcher: Patcher, region: Box | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Measure the children of every cell that is split, until no more are found: the cells in the order of `refine`.
 
     What is measured is a guess at first, and covers more and more of what best-first refinement opens. Cells that it
-    would not have opened only cost time: the tree is read off the details when all that it opens are among them.
+    would not have opened only cost time: the tree is read off the order when all that it opens are in it.
 
     Args:
         cells: what measures.
-        details: a grid a level from 1 up; measured for the levels from the first of `levels` up.
+        coarse: what is known already.
         counts: cells of each level from 0 up.
-        levels: the finest level that is measured, and that of the smallest leaves.
+        finest: the level of the smallest leaves.
         patcher: for the budget and the threshold.
         region: where to refine.
+
+    Returns:
+        The levels of the cells, ``(M,)``, and their indices, ``(M, 2)``.
     """
-    first, finest = levels
-    floor = patcher.threshold or 0.0
-    found = [(level, np.argwhere(details[level - 1] > floor)) for level in range(len(details), first - 1, -1)]
-    level = np.concatenate([np.full(len(index), at) for at, index in found] or [np.zeros(0, np.int64)])
-    index = np.concatenate([index for _, index in found] or [np.zeros((0, 2), np.int64)])
-    value = np.concatenate([details[at - 1][tuple(index.T)] for at, index in found] or [np.zeros(0)])
-    seen = (level > first) | (level <= finest + 1)
-    grid = np.array(counts)
+    floor, grid = patcher.threshold or 0.0, np.array(counts)
+    level, index, value = np.zeros(0, np.int64), np.zeros((0, 2), np.int64), np.zeros(0)
+    seen = np.zeros(0, bool)
+
+    def add(at: int, found: NDArray[np.int64], details: NDArray[np.float64], known: bool) -> None:
+        nonlocal level, index, value, seen
+        kept = details > floor
+        level = np.concatenate([level, np.full(np.count_nonzero(kept), at)])
+        index = np.concatenate([index, found[kept]])
+        value = np.concatenate([value, details[kept]])
+        seen = np.concatenate([seen, np.full(np.count_nonzero(kept), known or at <= finest + 1)])
+
+    for at, known in enumerate(coarse.details, coarse.first):
+        found = np.argwhere(known > floor)
+        found = found[_touches(found, cells.patch_size << at, region)]
+        add(at, found, known[tuple(found.T)], at > coarse.first)
     while True:
         order = np.lexsort((morton(index), -level, -value))
         if patcher.budget is not None:
@@ -263,7 +262,7 @@ def _open_best(
             order = order[: np.searchsorted(np.cumsum(added), spare, side="right")]
         fresh = order[~seen[order]]
         if not len(fresh):
-            return
+            return level[order], index[order]
         seen[fresh] = True
         for at in np.unique(level[fresh]).tolist():
             parents = fresh[level[fresh] == at]
@@ -271,13 +270,7 @@ def _open_best(
             limit = np.repeat(value[parents], len(_CHILDREN))
             kept = (children < grid[at - 1]).all(axis=1) & _touches(children, cells.patch_size << (at - 1), region)
             children = children[kept]
-            got = np.minimum(cells.measure(at - 1, children), limit[kept])
-            details[at - 2][tuple(children.T)] = got
-            children, got = children[got > floor], got[got > floor]
-            level = np.concatenate([level, np.full(len(got), at - 1)])
-            index = np.concatenate([index, children])
-            value = np.concatenate([value, got])
-            seen = np.concatenate([seen, np.full(len(got), at - 1 <= finest + 1)])
+            add(at - 1, children, np.minimum(cells.measure(at - 1, children), limit[kept]), known=False)
 
 
 def _touches(index: NDArray[np.int64], side: int, region: Box | None) -> NDArray[np.bool_]:

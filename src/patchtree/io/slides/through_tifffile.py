@@ -192,6 +192,7 @@ class _Stored:
 
     shape: tuple[int, int]
     tile: tuple[int, int]
+    grid: tuple[int, int]  # rows and columns of tiles
     planes: tuple[tuple[_Page, int], ...]  # each with its number within its page
     channels: int
 
@@ -210,11 +211,12 @@ class _Stored:
         pages = [_Page(page, first) for page in series.pages if page is not None]
         separate = first.planarconfig == PLANARCONFIG.SEPARATE
         planes = tuple((page, plane) for page in pages for plane in range(first.samplesperpixel if separate else 1))
-        return cls((height, width), tile, planes, len(pages) * first.samplesperpixel)
+        grid = -(-height // tile[0]), -(-width // tile[1])
+        return cls((height, width), tile, grid, planes, len(pages) * first.samplesperpixel)
 
     def index(self, plane: int, row: int, column: int) -> int:
         """The place of a tile in its page's lists."""
-        rows, columns = (-(-whole // part) for whole, part in zip(self.shape, self.tile, strict=True))
+        rows, columns = self.grid
         return (plane * rows + row) * columns + column
 
     def ranges(self, row: int, column: int) -> list[tuple[int, int]]:
