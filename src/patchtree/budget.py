@@ -30,10 +30,10 @@ def choose_density(
 ) -> float:
     """Give the tokens a pixel that suit these images and their labels.
 
-    Labels painted from patches cannot be finer than the patches. The density starts at a patch pixel for 16 pixels (a
-    token of 16 x 16 for 4096), or as many more as give an image of median area a million (4096 tokens), and doubles
-    until the best labels that the patches could hold have a Dice of 0.96 (mean of the foreground classes), or all
-    leaves are of the finest level.
+    Labels painted from patches cannot be finer than the patches. The density starts at `usual_density`: a patch
+    pixel for 16 pixels (a token of 16 x 16 for 4096), or as many more as give an image of median area a million (4096
+    tokens). It doubles until the best labels that the patches could hold have a Dice of 0.96 (mean of the foreground
+    classes), or all leaves are of the finest level.
 
     >>> coarse, fine = (np.tile(np.arange(2048) // width % 2, (2048, 1)).astype(np.uint8) for width in (100, 3))
     >>> [round(1 / choose_density([(255 * ids, ids)], Patcher(detail="residual"), 2)) for ids in (coarse, fine)]
@@ -46,10 +46,23 @@ def choose_density(
         ignore: id of pixels without a label.
     """
     pixels = patcher.patch_size**2
-    share = min(1.0, max(_FEWEST, _ENOUGH / float(np.median([mask.size for _, mask in images]))))
+    share = pixels * usual_density(float(np.median([mask.size for _, mask in images])), patcher.patch_size)
     while share < 1 and _ceiling(images, patcher, share / pixels, classes, ignore) < _CEILING:
         share = min(1.0, 2 * share)
     return share / pixels
+
+
+def usual_density(area: float, patch_size: int) -> float:
+    """Give the tokens a pixel that suit images of which no more is known than their median area.
+
+    >>> [round(1 / usual_density(side**2, patch_size=16)) for side in (512, 2048, 8192)]
+    [256, 1024, 4096]
+
+    Args:
+        area: in pixels.
+        patch_size: pixels on a side of a patch.
+    """
+    return min(1.0, max(_FEWEST, _ENOUGH / area)) / patch_size**2
 
 
 def _ceiling(

@@ -123,7 +123,7 @@ class Windows(Dataset[Sample]):
 
     Attributes:
         images: what to draw from, each with the same chance.
-        classes: number of classes, ``K``.
+        classes: number of classes, ``K``; 0: there are no masks, and ``counts`` is ``(1, 0)``.
         patcher: its budget is replaced by one in proportion to the window's area.
         ignore: id of pixels without a label.
         window: side of the windows in pixels; smaller images are shown whole.
@@ -172,13 +172,15 @@ class Windows(Dataset[Sample]):
         if self.augment:
             part = vary_window(part, rng)
         image = take(source.image(), part)
-        mask = take(source.mask(), part, ids=True)
-        patcher = with_budget(self.patcher, mask.shape, self.density * share)
+        mask = take(source.mask(), part, ids=True) if self.classes else None
+        patcher = with_budget(self.patcher, image.shape[:2], self.density * share)
         if self.augment:
             image = vary_colours(image, rng)
             patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
         origin, extent = place(part, source.shape)
         sample = _sample(patcher, image, mask, source.name, self.classes, self.ignore, origin, extent)
+        if not self.classes:
+            return sample
         shown, known = sample.counts.sum((0, 1, 2), dtype=np.float64), np.array(source.pixels, np.float64)
         window, whole = (pixels / max(1.0, pixels.sum()) for pixels in (shown, known))
         return replace(sample, odds=draw_odds(self._pixels, window, whole, self.foreground))
@@ -247,7 +249,7 @@ def draw_odds(
 def _rare(pixels: NDArray[np.number[Any]]) -> NDArray[np.int64]:
     """Number the classes that are there, but the most frequent."""
     totals = pixels.sum(axis=0)
-    return np.flatnonzero((totals > 0) & (np.arange(len(totals)) != totals.argmax()))
+    return np.flatnonzero((totals > 0) & (np.arange(len(totals)) != np.argmax(totals))) if len(totals) else np.arange(0)
 
 
 def draw_corner(
@@ -267,7 +269,7 @@ class Whole(Dataset[Sample]):
 
     Attributes:
         images: one sample each.
-        classes: number of classes, ``K``.
+        classes: as of `Windows`.
         patcher: its budget is replaced by one in proportion to the image's area.
         ignore: id of pixels without a label.
         density: tokens a pixel, see `with_budget`.
@@ -290,14 +292,15 @@ class Whole(Dataset[Sample]):
         """Cut an image. An index beyond the last gives one again, with labels that count nothing."""
         source = self.images[index % len(self)]
         patcher = with_budget(self.patcher, source.shape, self.density, self.least, self.most)
-        sample = _sample(patcher, source.image(), source.mask(), source.name, self.classes, self.ignore)
+        mask = source.mask() if self.classes else None
+        sample = _sample(patcher, source.image(), mask, source.name, self.classes, self.ignore)
         return sample if index < len(self) else replace(sample, counts=np.zeros_like(sample.counts))
 
 
 def _sample(
     patcher: Patcher,
     image: NDArray[Any],
-    mask: NDArray[Any],
+    mask: NDArray[Any] | None,
     name: str,
     classes: int,
     ignore: int | None,
@@ -306,7 +309,8 @@ def _sample(
 ) -> Sample:
     with spare_budget_allowed():  # `warn_unmet` says it once for all samples
         patches = patcher(image, origin, extent)
-    return Sample(patches, count_labels(mask, patches.tree, classes, ignore), name)
+    counts = np.zeros((1, 0), np.float32) if mask is None else count_labels(mask, patches.tree, classes, ignore)
+    return Sample(patches, counts, name)
 
 
 class Stream(Sampler[int]):

@@ -336,6 +336,23 @@ def split_channel(path: Path) -> tuple[str, int | None]:
     return (match["case"], int(match["channel"])) if match else (path.stem, None)
 
 
+def group_cases(files: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
+    """Sort nnU-Net's files ``CASE_0000.png``, ``CASE_0001.png``, ..., in this order, by case.
+
+    Raises:
+        InputError: a name ends in no channel, or a channel is missing.
+    """
+    found: dict[str, tuple[Path, ...]] = {}
+    for path in files:
+        case, number = split_channel(path)
+        if number is None:
+            raise InputError(f"{path}: the name does not end in a channel such as _0000; rename it")
+        if number != len(found.get(case, ())):
+            raise InputError(f"{path}: channel _{len(found.get(case, ())):04} of {case} is missing; add it")
+        found[case] = (*found.get(case, ()), path)
+    return found
+
+
 def _has_channels(files: Sequence[Path], channels: int) -> bool:
     """Whether the first file that can be read has all channels of an image in itself."""
     for path in files if channels > 1 else ():
@@ -360,13 +377,7 @@ def _find_pairs(root: Path) -> tuple[Pair, ...]:
     if images.name == "images":
         found = {stem: (path,) for stem, path in _by_stem(images).items()}
     else:
-        for path in _by_stem(images).values():
-            case, number = split_channel(path)
-            if number is None:
-                raise InputError(f"{path}: the name does not end in a channel such as _0000; rename it")
-            if number != len(found.get(case, ())):
-                raise InputError(f"{path}: channel _{len(found.get(case, ())):04} of {case} is missing; add it")
-            found[case] = (*found.get(case, ()), path)
+        found = group_cases(_by_stem(images).values())
     if not found:
         raise InputError(f"{images}: has no images ({', '.join(IMAGE_SUFFIXES)}); put some there")
     alone = sorted(found.keys() - mask_files.keys())

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from patchtree.budget import choose_density, choose_window
+from patchtree.budget import choose_density, choose_window, usual_density
 from patchtree.cache import cache_data
 from patchtree.datasets import DataSet, split_data
 from patchtree.detail import from_dict, to_dict
@@ -70,7 +70,8 @@ def choose_options(dataset: DataSet, asked: Mapping[str, Any], accelerator: str)
         if classify and asked[name] is not None:
             raise InputError(f"{name} is for masks, images with one class each are seen whole; leave it out")
     model = asked["model"] or ("patchtree:tiny" if accelerator == "cpu" else "patchtree:small")
-    trained = pretrained(model, asked["weights"])
+    # The reference model is small, and what it has learnt on masked leaves or other images is only where it starts.
+    trained = pretrained(model, asked["weights"]) and not model.startswith("patchtree:")
     # What it orthogonalises is in bfloat16: on a CPU without instructions for that it takes longer than all the rest.
     quick = choose_precision(accelerator) == HALF
     muon = quick and not (classify or trained) and model.startswith("patchtree:")
@@ -123,7 +124,10 @@ def look_at_data(
         enough = min(_window_tokens(accelerator), max(_FEW, round(median(areas) / _AREA)))
         budget = options.budget if asked["budget"] is not None else enough
         return replace(options, budget=budget, window=0, density=budget / median(areas), samples=len(train))
-    if asked["budget"] is None:
+    if asked["budget"] is None and options.task == "pretrain":
+        density = usual_density(median(areas), options.patch_size)
+        options = replace(options, budget=max(1, round(density * median(areas))))
+    elif asked["budget"] is None:
         train, _ = split_data(dataset, HELD_OUT, options.seed)
         images = cache_data(replace(train, pairs=train.pairs[:_LOOKED_AT]), cache)
         patcher = Patcher(options.patch_size, detail=from_dict(options.detail))

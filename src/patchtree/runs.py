@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 # Tasks, and by which score their best weights are chosen.
-SCORES = {"segment": "dice", "classify": "balanced accuracy"}
+SCORES = {"segment": "dice", "classify": "balanced accuracy", "pretrain": "explained variance"}
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 CHECKPOINT = "last.ckpt"
@@ -40,7 +40,8 @@ class RunConfig:
         patcher: what `Patcher.to_dict` gave; the budget is chosen anew for each image.
         density: tokens a pixel.
         model: the arguments of `build_model` that make the model again, but for the labels.
-        task: ``"segment"``, every pixel has a class, or ``"classify"``, every image.
+        task: ``"segment"``, every pixel has a class, ``"classify"``, every image, or ``"pretrain"``, nothing has: the
+            "labels" are then channels.
         ignore: id of pixels without a label, or None.
         dtype: type of the images' pixels, such as ``"uint8"``; empty if it is not known.
         tried: the density is the best of several that were tried after the training.

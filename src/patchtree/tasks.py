@@ -1,8 +1,9 @@
-"""What a training does in a step and in a validation, by what is labelled: every pixel, or every image."""
+"""What a training does in a step and in a validation, by what is labelled: every pixel, every image, or nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,11 +17,14 @@ from patchtree.metrics import Confusion, classification_scores, dice, mean_dice,
 from patchtree.models.precision import half_where_quick
 from patchtree.models.segmenter import Segmenter
 from patchtree.models.tuning import kept_weights, weight_groups
+from patchtree.tokens import Tokens
 
 _WEIGHT_DECAY, _BETAS = 0.05, (0.9, 0.999)
 # In the cross-entropy a rare class counts for more than its pixels, or images, and for less than it would if all
 # classes counted the same.
 _BALANCE, _RAREST = 0.5, 1e-6
+# Of leaves, those that are hidden; the variance of pixels, in that of all images, below which patches are flat.
+_HIDDEN, _FLAT = 0.6, 1e-3
 
 
 class Task(LightningModule):
@@ -160,6 +164,88 @@ class ImageTask(Task):
             f"recall {name}": score for name, score in zip(self.labels, recall(table).tolist(), strict=True)
         }
         self.log_dict(self.scores, batch_size=1, sync_dist=True)
+
+
+class MaskedTask(Task):
+    """What a step and a validation do without labels: paint the pixels of leaves that are hidden from those of others.
+
+    Each hidden patch is to be painted less its own mean and over its own deviation.
+
+    Source: K. He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022.
+    """
+
+    score = "explained variance"
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.sums = torch.zeros(2, dtype=torch.float64)
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Give the mean squared error of a batch's hidden pixels."""
+        # By the step and the process, so that a resumed training hides the same.
+        seed = self.trainer.global_step * self.trainer.world_size + self.trainer.global_rank
+        hidden = hide(batch.tokens.valid, seed)
+        wanted = normalise_patches(batch.tokens.pixels)[hidden]
+        painted = self.model(mask(batch.tokens, hidden), batch.ghosts)[hidden].float()
+        loss: Tensor = (painted - wanted).square().mean()
+        self.log("loss", loss.detach(), batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch) -> None:
+        """Compare what is painted with what is hidden, the same leaves of an image each time."""
+        hidden = hide(batch.tokens.valid, seed=0)
+        wanted = normalise_patches(batch.tokens.pixels)[hidden]
+        with half_where_quick(self.device):
+            painted = self.model(mask(batch.tokens, hidden), batch.ghosts)[hidden].float()
+        self.sums += torch.stack([(painted - wanted).square().sum(), wanted.square().sum()]).double().cpu()
+
+    def on_validation_epoch_end(self) -> None:
+        """Score all images together: the share of the hidden pixels' variance that is explained."""
+        sums = self.sums.to(self.device)
+        self.sums = torch.zeros(2, dtype=torch.float64)
+        if self.trainer.world_size > 1:
+            distributed.all_reduce(sums)
+        error, variance = sums.tolist()
+        self.scores = {self.score: max(0.0, 1 - error / variance) if variance else 0.0}
+        self.log_dict(self.scores, batch_size=1)
+
+
+def hide(valid: Tensor, seed: int) -> Tensor:
+    """Choose leaves to hide, ``(B, N)``: at random, but at least one of each image, and not all where there are two.
+
+    >>> hide(torch.tensor([[True, True, False]]), seed=0).sum().item()
+    1
+
+    Args:
+        valid: ``(B, N)``, False on padding.
+        seed: of the choice.
+    """
+    chance = torch.rand(valid.shape, generator=torch.Generator().manual_seed(seed)).to(valid.device)
+    rank = chance.masked_fill(~valid, 2).argsort(1).argsort(1)
+    count = valid.sum(1, keepdim=True)
+    hidden: Tensor = rank < (_HIDDEN * count).round().clamp(min=1).minimum((count - 1).clamp(min=1))
+    return hidden
+
+
+def mask(tokens: Tokens, hidden: Tensor) -> Tokens:
+    """Put the mean of all images, 0, in the place of hidden leaves' pixels."""
+    there = ~hidden.view(*hidden.shape, *(1,) * (tokens.pixels.ndim - 2))
+    masked: Tokens = replace(tokens, pixels=tokens.pixels * there)
+    return masked
+
+
+def normalise_patches(pixels: Tensor) -> Tensor:
+    """Take each patch's mean off its pixels and divide by their deviation, ``(B, N, C, p, p)`` -> ``(B, N, p, p, C)``.
+
+    >>> normalise_patches(torch.tensor([1.0, 3.0]).view(1, 1, 1, 1, 2)).flatten().round().tolist()
+    [-1.0, 1.0]
+    """
+    pixels = pixels.float().movedim(2, -1)
+    axes = tuple(range(2, pixels.ndim))
+    around = pixels - pixels.mean(axes, keepdim=True)
+    # What hardly varies, such as glass, has noise to paint and nothing else.
+    out: Tensor = around / (around.square().mean(axes, keepdim=True) + _FLAT).sqrt()
+    return out
 
 
 class _SumOfAll(torch.autograd.Function):

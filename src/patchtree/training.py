@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -55,8 +55,9 @@ from patchtree.runs import CACHE, CHECKPOINT, LOGS, METRICS, WEIGHTS, RunConfig,
 from patchtree.schedule import Bar, Course
 from patchtree.slide_data import SlideModule, SlideParts
 from patchtree.slide_sources import check_slides, median_mpp
-from patchtree.tasks import ImageTask, Task
+from patchtree.tasks import ImageTask, MaskedTask, Task
 from patchtree.trial import SHARES, choose_share, try_budgets
+from patchtree.unlabelled import find_unlabelled
 
 _DEFAULT_TIME = 3600.0
 _CLIP = 1.0
@@ -110,15 +111,20 @@ def train(
     A run that goes by epochs ends with the same weights whether or not it was killed and resumed on the way. One that
     goes by time remembers how much it had used.
 
+    Without labels, the best weights explain most of the variance of hidden pixels. They are where another run starts
+    that is given them as `weights`, its head included.
+
     A classifier sees whole images within the budget, and its best weights are those with the best balanced accuracy.
 
     The loss of a step is that of the windows of all processes together, so ``R`` processes with batches of ``b`` train
     as one with batches of ``R * b`` does.
 
     Args:
-        data: a data set's folder, see `find_data`; to classify, see `patchtree.labelled.find_labelled`.
+        data: a data set's folder, see `find_data`; to classify, see `patchtree.labelled.find_labelled`; without labels,
+            `patchtree.unlabelled.find_unlabelled`.
         out: the run folder.
-        task: ``"segment"``, a class for every pixel, or ``"classify"``, one for every image; None: ``"segment"``.
+        task: ``"segment"``, a class for every pixel; ``"classify"``, one for every image; or ``"pretrain"``, none: the
+            pixels of hidden leaves are learned from images alone. None: ``"segment"``.
         max_time: seconds to train for, all included; None: an hour, unless `max_epochs` is given.
         max_epochs: epochs to train for; an epoch draws as many windows as cover the training images once.
         resume: go on with the run in `out`, if there is one. It keeps its patches, model, split and optimizer.
@@ -197,10 +203,12 @@ def train(
     if resume and checkpoint is None:
         say(f"nothing to resume in {out}, begins anew")
     config = None if checkpoint is None else load_config(out)
-    classify = (config.task if config else task) == "classify"
-    dataset = find_labelled(data, config.labels if config else None) if classify else find_data(data)
+    task = config.task if config else task
+    classify = task == "classify"
+    dataset = _find(data, task, config.labels if config else None)
     if config is None:
-        (check_labelled if classify else check_slides if dataset.slides else check_data)(dataset)
+        if task != "pretrain":
+            (check_labelled if classify else check_slides if dataset.slides else check_data)(dataset)
         options = choose_options(dataset, asked, accelerator)
         check_patch_size(dataset, options.patch_size)
         # What the model refuses is told before all images are decoded.
@@ -237,7 +245,7 @@ def train(
         _tell_weights(say, built, options, parts)
     average = Average(_DECAY)
     max_samples = None if max_epochs is None else max_epochs * options.samples
-    tried = isinstance(parts.whole, Whole) and not options.asked_budget
+    tried = options.task == "segment" and isinstance(parts.whole, Whole) and not options.asked_budget
     after = _AFTER_TRIED if tried else _AFTER
     course = Course(out, average, options.lr, options.samples, max_time, max_samples, started, say, module.score, after)
     if checkpoint is not None:
@@ -304,6 +312,18 @@ def _try_budgets(
     say(f"prediction: {round(share * options.budget)} patches an image; Dice of the validation images {each}")
 
 
+def _find(data: str | os.PathLike[str], task: str | None, labels: Mapping[str, int] | None) -> DataSet:
+    """Find what is learned from."""
+    if task == "pretrain":
+        return find_unlabelled(data)
+    return find_labelled(data, labels) if task == "classify" else find_data(data)
+
+
+def _outputs(dataset: DataSet) -> dict[str, int]:
+    """Name what the model gives a pixel: classes or, where nothing is labelled, the channels that it paints."""
+    return dataset.labels or {f"channel {channel}": channel for channel in range(dataset.pairs[0].look()[0][2])}
+
+
 def _open_data(dataset: DataSet, config: RunConfig, options: Options, cache: Path, workers: int) -> DataModule:
     """Make the data of a run."""
     return (ImageData if options.task == "classify" else SlideModule if dataset.slides else DataModule)(
@@ -327,6 +347,8 @@ def _open_data(dataset: DataSet, config: RunConfig, options: Options, cache: Pat
 def _task(dataset: DataSet, config: RunConfig, built: Built, options: Options, parts: DataModule) -> Task:
     """Make what is done in a run."""
     common = (built.model, options.lr, built.depths, options.layer_decay)
+    if config.task == "pretrain":
+        return MaskedTask(*common, options.muon)
     if config.task != "classify":
         sources = parts.slides if isinstance(parts, SlideModule) else parts.images
         pixels = np.array([source.pixels for source in sources], float).sum(0)
@@ -354,7 +376,7 @@ def _plan(dataset: DataSet, options: Options) -> RunConfig:
     train, val = split_data(dataset, HELD_OUT, options.seed)
     libraries = ("patchtree", "torch", "lightning", "numpy", "opencv-python-headless", "timm")
     return RunConfig(
-        labels=dataset.labels,
+        labels=_outputs(dataset),
         task=options.task,
         ignore=dataset.ignore,
         channels=0,
@@ -392,7 +414,7 @@ def _build(dataset: DataSet, options: Options) -> Built:
     torch.manual_seed(options.seed)
     built = build(
         options.model,
-        dataset.labels,
+        _outputs(dataset),
         channels=dataset.pairs[0].look()[0][2],
         patch_size=options.patch_size,
         head=options.head,
@@ -429,7 +451,7 @@ def _tell(
     )
     if isinstance(parts.whole, SlideParts):
         images += f" by {len(parts.whole)} window{'s' * (len(parts.whole) != 1)}"
-    say(f"data: {images}; {', '.join(config.labels)}")
+    say(f"data: {images}; {'no labels' if config.task == 'pretrain' else ', '.join(config.labels)}")
     p, detail = config.model["patch_size"], config.patcher["detail"]["name"]
     tokens = round(options.density * area)
     whole = not config.window or max(height, width) <= config.window

@@ -48,7 +48,7 @@ def test_every_verb_has_help_with_an_example(verb: str, run: Run) -> None:
 
 
 def test_the_fixed_verbs_exist() -> None:
-    assert {"demo", "patch", "train", "predict", "evaluate", "info", "bench"} == set(VERBS)
+    assert {"demo", "patch", "pretrain", "train", "predict", "evaluate", "info", "bench"} == set(VERBS)
 
 
 def test_the_package_is_a_program() -> None:

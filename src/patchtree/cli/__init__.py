@@ -14,6 +14,7 @@ from patchtree.cli.evaluate import evaluate
 from patchtree.cli.info import info
 from patchtree.cli.patch import patch
 from patchtree.cli.predict import predict
+from patchtree.cli.pretrain import pretrain
 from patchtree.cli.train import train
 
 app = typer.Typer(
@@ -45,7 +46,7 @@ def _options(
     DEBUG.set(debug)
 
 
-for command in (demo, patch, train, predict, evaluate, info):
+for command in (demo, patch, pretrain, train, predict, evaluate, info):
     app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 

@@ -148,7 +148,7 @@ def predict(
     from patchtree.jobs import fingerprint
     from patchtree.runs import CONFIG, WEIGHTS, load_config
 
-    task = load_config(run).task
+    task = "classify" if load_config(run).task == "classify" else "segment"
     predictor = load(run, task=task, **given(device=device))
     inputs, failed = gather_inputs(images, manifest)
     if task == "classify":

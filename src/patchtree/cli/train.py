@@ -40,6 +40,55 @@ def parse_blocks(text: str) -> int:
         raise typer.BadParameter(f"{text!r} is no number of blocks; give one, or all") from error
 
 
+MaxTime = Annotated[
+    float | None,
+    typer.Option(parser=parse_time, metavar="HH:MM:SS", help="How long to train, all included. (default 01:00:00)"),
+]
+MaxEpochs = Annotated[int | None, typer.Option(help="How many epochs to train.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in RUN; it keeps its patches, model and training.")
+]
+PatchSize = Annotated[int | None, typer.Option(help="Pixels on a side of a patch.", rich_help_panel=_PATCHES)]
+Budget = Annotated[
+    int | None,
+    typer.Option(help="Patches for an image of the median area (default: by the area).", rich_help_panel=_PATCHES),
+]
+DetailOption = Annotated[DetailName | None, typer.Option(help="Where patches are small.", rich_help_panel=_PATCHES)]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="patchtree:tiny, :small, :base; timm:NAME, hf:FOLDER, torchvision:NAME, monai:NAME, smp:NAME "
+        "(default: patchtree:small on a GPU, else patchtree:tiny).",
+        rich_help_panel=_PATCHES,
+    ),
+]
+Head = Annotated[
+    HeadName | None, typer.Option(help="From features to pixels (default: reference).", rich_help_panel=_PATCHES)
+]
+Window = Annotated[int | None, typer.Option(help="Pixels on a side of a training window.", rich_help_panel=_TRAINING)]
+BatchSize = Annotated[int | None, typer.Option(help="Windows a step, in each process.", rich_help_panel=_TRAINING)]
+Rate = Annotated[
+    float | None, typer.Option(help="Highest learning rate (default: by model).", rich_help_panel=_TRAINING)
+]
+Seed = Annotated[int | None, typer.Option(help="Of everything random.", rich_help_panel=_TRAINING)]
+Workers = Annotated[int | None, typer.Option(help="Processes that make samples.", rich_help_panel=_MACHINE)]
+Devices = Annotated[
+    str | None, typer.Option(help="As Lightning's Trainer: a number, 0,1 or auto.", rich_help_panel=_MACHINE)
+]
+Nodes = Annotated[int | None, typer.Option(help="Machines.", rich_help_panel=_MACHINE)]
+Strategy = Annotated[
+    str | None, typer.Option(help="As Lightning's Trainer: ddp, ... (none that shards).", rich_help_panel=_MACHINE)
+]
+Precision = Annotated[
+    str | None, typer.Option(help="As Lightning's Trainer: 32-true, bf16-mixed, ...", rich_help_panel=_MACHINE)
+]
+
+
+def as_devices(text: str | None) -> int | str | None:
+    """Give a number of devices as such; Lightning takes words for a list of them."""
+    return int(text) if text is not None and text.isdecimal() else text
+
+
 @verb
 def train(
     data: Annotated[
@@ -50,35 +99,14 @@ def train(
         TaskName | None,
         typer.Option(help="A class for every pixel (default), or for every image: DATA/labels.csv has name,label."),
     ] = None,
-    max_time: Annotated[
-        float | None,
-        typer.Option(parser=parse_time, metavar="HH:MM:SS", help="How long to train, all included. (default 01:00:00)"),
-    ] = None,
-    max_epochs: Annotated[int | None, typer.Option(help="How many epochs to train.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in RUN; it keeps its patches, model and training.")
-    ] = False,
-    patch_size: Annotated[
-        int | None, typer.Option(help="Pixels on a side of a patch.", rich_help_panel=_PATCHES)
-    ] = None,
-    budget: Annotated[
-        int | None,
-        typer.Option(help="Patches for an image of the median area (default: by the area).", rich_help_panel=_PATCHES),
-    ] = None,
-    detail: Annotated[
-        DetailName | None, typer.Option(help="Where patches are small.", rich_help_panel=_PATCHES)
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="patchtree:tiny, :small, :base; timm:NAME, hf:FOLDER, torchvision:NAME, monai:NAME, smp:NAME "
-            "(default: patchtree:small on a GPU, else patchtree:tiny).",
-            rich_help_panel=_PATCHES,
-        ),
-    ] = None,
-    head: Annotated[
-        HeadName | None, typer.Option(help="From features to pixels (default: reference).", rich_help_panel=_PATCHES)
-    ] = None,
+    max_time: MaxTime = None,
+    max_epochs: MaxEpochs = None,
+    resume: Resume = False,
+    patch_size: PatchSize = None,
+    budget: Budget = None,
+    detail: DetailOption = None,
+    model: Model = None,
+    head: Head = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -109,27 +137,15 @@ def train(
             metavar="R", help="Train adapters of rank R and the head only; needs peft.", rich_help_panel=_TRAINING
         ),
     ] = None,
-    window: Annotated[
-        int | None, typer.Option(help="Pixels on a side of a training window.", rich_help_panel=_TRAINING)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Windows a step, in each process.", rich_help_panel=_TRAINING)
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Highest learning rate (default: by model).", rich_help_panel=_TRAINING)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.", rich_help_panel=_TRAINING)] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that make samples.", rich_help_panel=_MACHINE)] = None,
-    devices: Annotated[
-        str | None, typer.Option(help="As Lightning's Trainer: a number, 0,1 or auto.", rich_help_panel=_MACHINE)
-    ] = None,
-    num_nodes: Annotated[int | None, typer.Option(help="Machines.", rich_help_panel=_MACHINE)] = None,
-    strategy: Annotated[
-        str | None, typer.Option(help="As Lightning's Trainer: ddp, ... (none that shards).", rich_help_panel=_MACHINE)
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="As Lightning's Trainer: 32-true, bf16-mixed, ...", rich_help_panel=_MACHINE)
-    ] = None,
+    window: Window = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    devices: Devices = None,
+    num_nodes: Nodes = None,
+    strategy: Strategy = None,
+    precision: Precision = None,
 ) -> None:
     """Train a transformer on the adaptive patches of images and their masks.
 
@@ -170,7 +186,7 @@ def train(
         lr=lr,
         seed=seed,
         workers=workers,
-        devices=int(devices) if devices is not None and devices.isdecimal() else devices,
+        devices=as_devices(devices),
         num_nodes=num_nodes,
         strategy=strategy,
         precision=precision,

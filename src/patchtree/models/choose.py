@@ -23,7 +23,7 @@ from patchtree.models.heads import build_head
 from patchtree.models.mesh import SIZES, MeshEncoder
 from patchtree.models.segmenter import Segmenter, label_names
 from patchtree.models.tuning import stages, trial_tokens
-from patchtree.models.weights import cause, fit_channels, load_into, quiet_transformers, some
+from patchtree.models.weights import cause, fit_channels, load_head, load_into, quiet_transformers, some
 
 PRETRAINED = "pretrained"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -218,6 +218,8 @@ def build(
     if weights is not None and not asked.pretrained:
         loaded = weights
         absent = load_into(original.model, Path(weights), set(needed), len(labels) if original.logits else None)
+        if model.head is not None:
+            load_head(model.head, Path(weights))
     if anew := [weight for weight in absent if f"model.{weight}" in depths]:
         warnings.warn(f"{loaded}: lacks {some(anew)}, which pools tokens and begins anew", stacklevel=3)
     again = {"name": name, "channels": channels, "patch_size": patch_size, "ndim": ndim, "head": chosen}

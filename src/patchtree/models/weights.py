@@ -100,6 +100,16 @@ def load_into(model: nn.Module, path: Path, used: set[str], classes: int | None)
     return frozenset(wanted.keys() - state.keys())
 
 
+def load_head(head: nn.Module, path: Path) -> None:
+    """Load the head of a run's weights into one of the same kind, but for the last layer, which ends in classes."""
+    state = read_weights(path)
+    own = {name.removeprefix("head."): value for name, value in state.items() if name.startswith("head.")}
+    wanted = {name: value for name, value in head.state_dict().items() if not name.startswith("classify.")}
+    of_run = any(name.startswith("encoder.") for name in state)
+    if of_run and all(name in own and own[name].shape == value.shape for name, value in wanted.items()):
+        head.load_state_dict({name: own[name] for name in wanted}, strict=False)
+
+
 def fit_channels(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
     """Make kernels for three channels kernels for another number: their sum for one, else their repetition.
 

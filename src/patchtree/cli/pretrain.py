@@ -1,0 +1,86 @@
+"""`patchtree pretrain`: a folder of images without labels in, weights to train from out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from patchtree.cli.common import given, verb
+from patchtree.cli.train import (
+    BatchSize,
+    Budget,
+    DetailOption,
+    Devices,
+    Head,
+    MaxEpochs,
+    MaxTime,
+    Model,
+    Nodes,
+    PatchSize,
+    Precision,
+    Rate,
+    Resume,
+    Seed,
+    Strategy,
+    Window,
+    Workers,
+    as_devices,
+)
+
+
+@verb
+def pretrain(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of images, or with images/ in it.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder for the run.")],
+    max_time: MaxTime = None,
+    max_epochs: MaxEpochs = None,
+    resume: Resume = False,
+    patch_size: PatchSize = None,
+    budget: Budget = None,
+    detail: DetailOption = None,
+    model: Model = None,
+    head: Head = None,
+    window: Window = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    devices: Devices = None,
+    num_nodes: Nodes = None,
+    strategy: Strategy = None,
+    precision: Precision = None,
+) -> None:
+    """Learn from images without labels: paint hidden patches from the others.
+
+    RUN/weights.safetensors is where train starts that is given it as --weights,
+    with the same model, patch size and head. It pays where there are more
+    images than masks. Masks beside the images are not looked at.
+
+    Example: patchtree pretrain scans --out runs/scans --max-time 01:00:00
+
+    Example: patchtree train glands --out runs/glands --weights runs/scans/weights.safetensors
+    """
+    from patchtree.training import train
+
+    options = given(
+        max_time=max_time,
+        max_epochs=max_epochs,
+        resume=resume,
+        patch_size=patch_size,
+        budget=budget,
+        detail=detail,
+        model=model,
+        head=head,
+        window=window,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        workers=workers,
+        devices=as_devices(devices),
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,
+    )
+    train(data, out, task="pretrain", report=lambda line: typer.echo(line, err=True), **options)
