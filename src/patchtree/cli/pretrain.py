@@ -55,8 +55,8 @@ def pretrain(
     """Learn from images without labels: paint hidden patches from the others.
 
     RUN/weights.safetensors is where train starts that is given it as --weights,
-    with the same model, patch size and head. It pays where there are more
-    images than masks. Masks beside the images are not looked at.
+    with the same model, patch size and head. It is meant for many images with
+    few masks, and for hours. Masks beside the images are not looked at.
 
     Example: patchtree pretrain scans --out runs/scans --max-time 01:00:00
 
