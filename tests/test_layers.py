@@ -35,6 +35,7 @@ ORDER = (
     "slide_sets",
     "datasets",
     "labelled",
+    "unlabelled",
     "cache",
     "slide_sources",
     "budget",
