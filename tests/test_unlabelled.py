@@ -132,6 +132,10 @@ def test_a_killed_pretraining_goes_on_as_if_it_had_not_been(scans: Path, tmp_pat
     assert first["global_step"] == second["global_step"] > 2
     for name, weight in first["state_dict"].items():
         assert torch.equal(weight, second["state_dict"][name]), name
+    # In the beginning worse than nothing is painted, and the later the less so.
+    scores = [float(line.rpartition(",")[2]) for line in (one / METRICS).read_text().splitlines()[1:]]
+    assert len(set(scores)) == len(scores)
+    assert float(weights_metadata(one)["explained variance"]) == max(scores)
 
 
 def test_a_training_starts_from_it_with_its_head(pretrained: Path) -> None:

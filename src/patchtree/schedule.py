@@ -67,7 +67,7 @@ class Course(Callback):
         progress: from 0 to 1.
         samples: windows drawn by all processes together.
         first_step: steps made before this run resumed another.
-        best: best score so far; -1 before the first validation.
+        best: best score so far; minus infinity before the first validation.
         best_step: the step it was reached at.
         interrupted: Ctrl-C was pressed.
     """
@@ -91,7 +91,7 @@ class Course(Callback):
         self.max_time, self.max_samples = max_time, max_samples
         self.progress = 0.0
         self.samples = self.first_step = 0
-        self.best, self.best_step = -1.0, 0
+        self.best, self.best_step = -math.inf, 0
         self.interrupted = False
         # When the clock was 0; in seconds since then when training began; what it had used before a resumption.
         self._zero, self._began, self._trained = started, 0.0, 0.0

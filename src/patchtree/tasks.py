@@ -206,7 +206,7 @@ class MaskedTask(Task):
         if self.trainer.world_size > 1:
             distributed.all_reduce(sums)
         error, variance = sums.tolist()
-        self.scores = {self.score: max(0.0, 1 - error / variance) if variance else 0.0}
+        self.scores = {self.score: 1 - error / variance if variance else 0.0}
         self.log_dict(self.scores, batch_size=1)
 
 
