@@ -43,6 +43,7 @@ ORDER = (
     "image_data",
     "slide_data",
     "ema",
+    "muon",
     "runs",
     "schedule",
     "tasks",

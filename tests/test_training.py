@@ -29,6 +29,7 @@ from patchtree.inference import evaluate, load
 from patchtree.io.images import write_image, write_mask
 from patchtree.metrics import dice
 from patchtree.models.choose import build, build_classifier, build_model
+from patchtree.muon import Float32Muon
 from patchtree.patcher import Patches
 from patchtree.runs import CHECKPOINT, CONFIG, METRICS, WEIGHTS, load_config, weights_metadata
 from patchtree.tasks import ImageTask, Task
@@ -411,15 +412,19 @@ def test_a_class_that_is_in_no_validation_image_does_not_choose_the_weights() ->
         assert task.scores["dice"] == task.scores["dice class 1"] == 1
 
 
-def test_muon_trains_the_reference_model_where_bfloat16_is_quick(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for quick in (True, False):
-        monkeypatch.setattr("patchtree.models.precision.half_is_quick", lambda device, here=quick: here)
-        out = train(data, tmp_path / str(quick), max_epochs=1, **SMALL)
-        assert load_config(out).options["muon"] is quick
+def test_muon_trains_the_reference_model(data: Path, tmp_path: Path) -> None:
+    for model, muon in (("patchtree:tiny", True), ("monai:unet", False)):
+        out = train(data, tmp_path / str(muon), max_epochs=1, **{**SMALL, "model": model})
+        assert load_config(out).options["muon"] is muon
         states = checkpoint(out)["optimizer_states"][0]["state"].values()
-        assert any("momentum_buffer" in state for state in states) is quick
+        assert any("momentum_buffer" in state for state in states) is muon
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_muon_orthogonalises_in_what_is_quick(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchtree.tasks.half_is_quick", lambda device: quick)
+    task = Task(build_model("patchtree:tiny", 2, patch_size=8), lr=1e-3, muon=True)
+    assert isinstance(task.configure_optimizers(), Float32Muon) is not quick
 
 
 def test_rare_classes_of_images_count_for_more() -> None:

@@ -45,7 +45,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pretrained(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("pretrained") / "run"
-    return train(scans, run, task="pretrain", max_epochs=30, batch_size=2, **SMALL)
+    return train(scans, run, task="pretrain", max_epochs=60, batch_size=2, **SMALL)
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -70,6 +70,9 @@ def test_images_are_found_where_data_sets_have_them(tmp_path: Path) -> None:
 def test_what_is_no_folder_of_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="nothing: no such folder"):
         find_unlabelled(tmp_path / "nothing")
+    write_image(tmp_path / "one.png", np.eye(16, dtype=np.uint8))
+    with pytest.raises(InputError, match=r"one\.png: is a file; give a folder"):
+        find_unlabelled(tmp_path / "one.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="a folder without images"):
         find_unlabelled(tmp_path / "empty")
@@ -127,7 +130,7 @@ def test_a_killed_pretraining_goes_on_as_if_it_had_not_been(scans: Path, tmp_pat
     one = train(scans, tmp_path / "one", **options)
     with pytest.raises(SystemExit):
         train(scans, tmp_path / "two", report=report, **options)
-    two = train(scans, tmp_path / "two", max_epochs=3, resume=True, **HERE)
+    two = train(scans, tmp_path / "two", task="pretrain", max_epochs=3, resume=True, **HERE)
     first, second = (torch.load(run / CHECKPOINT, weights_only=True) for run in (one, two))
     assert first["global_step"] == second["global_step"] > 2
     for name, weight in first["state_dict"].items():
@@ -146,12 +149,40 @@ def test_a_training_starts_from_it_with_its_head(pretrained: Path) -> None:
             assert weight.shape != weights[name].shape
         else:
             assert torch.equal(weight, weights[name]), name
-    with pytest.raises(InputError, match="give weights of this very model"):
+    of = r"give weights of this very model \(these are of patchtree:tiny with patches of 8 px and 1 channel\)"
+    with pytest.raises(InputError, match=of):
         build("patchtree:tiny", 3, channels=1, patch_size=16, weights=pretrained / WEIGHTS)
-    with pytest.raises(InputError, match="give weights of this very model"):
+    with pytest.raises(InputError, match=of):
         build("patchtree:small", 3, channels=1, patch_size=8, weights=pretrained / WEIGHTS)
-    # Another head begins anew.
-    build("patchtree:tiny", 3, channels=1, patch_size=8, head="linear", weights=pretrained / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "head", "words"),
+    [
+        ({"channel 0": 0}, None, "all of it"),
+        ({"x": 0}, None, "but for the last layer"),
+        ({"x": 0, "y": 1}, None, "but for the last layer"),
+        ({"channel 0": 0}, "linear", "but for the head"),
+    ],
+)
+def test_what_is_taken_over_is_told(labels: dict[str, int], head: str | None, words: str, pretrained: Path) -> None:
+    built = build("patchtree:tiny", labels, channels=1, patch_size=8, head=head, weights=pretrained / WEIGHTS)
+    assert built.weights == f"{pretrained / WEIGHTS}, {words}"
+    last = {name for name in built.model.state_dict() if ".classify." in name and name.startswith("head.")}
+    weights = load_file(pretrained / WEIGHTS)
+    same = (
+        {
+            name
+            for name, weight in built.model.state_dict().items()
+            if weight.shape == weights[name].shape and torch.equal(weight, weights[name])
+        }
+        if head is None
+        else set()
+    )
+    assert (last <= same) == (words == "all of it")
+    # What the weights expect is what they were trained on.
+    config = load_config(pretrained)
+    assert (built.norm, built.dtype) == ((config.mean, config.std), "uint8")
 
 
 def test_trainings_with_labels_go_on_from_it(pretrained: Path, scans: Path, tmp_path: Path) -> None:
@@ -179,6 +210,39 @@ def test_other_models_are_pretrained_as_well(scans: Path, tmp_path: Path) -> Non
     assert {"encoder", "head"} == {name.partition(".")[0] for name in load_file(run / WEIGHTS)}
 
 
+def test_the_head_of_another_librarys_model_goes_with_it(scans: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**SMALL, "patch_size": 16, "model": "timm:test_vit", "batch_size": 2, "max_epochs": 1}
+    run = train(scans, tmp_path / "run", task="pretrain", **options)
+    built = build("timm:test_vit", 5, channels=1, weights=run / WEIGHTS)
+    weights = load_file(run / WEIGHTS)
+    for name, weight in built.model.state_dict().items():
+        assert ".classify." in name or torch.equal(weight, weights[name]), name
+    assert built.weights.endswith(", but for the last layer")
+    assert built.norm == (load_config(run).mean, load_config(run).std)
+
+
+def test_what_paints_channels_does_not_make_as_many_classes(scans: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**SMALL, "patch_size": 16, "model": "monai:unet", "batch_size": 2, "max_epochs": 1}
+    run = train(scans, tmp_path / "run", task="pretrain", **options)
+    weights = load_file(run / WEIGHTS)
+    built = build("monai:unet", {"background": 0}, channels=1, weights=run / WEIGHTS)
+    other = {name for name, weight in built.model.state_dict().items() if not torch.equal(weight, weights[name])}
+    assert other
+    assert all(".model.2." in name for name in other)
+    assert built.weights.endswith(", but for the last layer")
+    assert build("monai:unet", {"channel 0": 0}, channels=1, weights=run / WEIGHTS).weights.endswith(", all of it")
+
+
 def test_what_has_no_classes_does_not_predict(pretrained: Path) -> None:
-    with pytest.raises(InputError, match="was trained to pretrain, and segment is wanted"):
+    with pytest.raises(InputError, match="was pretrained and knows no classes; train from it: patchtree train DATA"):
         load(pretrained)
+
+
+def test_a_run_goes_on_with_the_command_that_began_it(pretrained: Path, scans: Path) -> None:
+    with pytest.raises(InputError, match="is a run of `patchtree pretrain`; resume it with that"):
+        train(scans, pretrained, max_epochs=61, resume=True, **HERE)
+
+
+def test_a_small_budget_that_is_asked_for_is_kept(pretrained: Path) -> None:
+    config = load_config(pretrained)
+    assert config.patcher_for((64, 48)).budget == 16

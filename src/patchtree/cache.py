@@ -103,8 +103,8 @@ def cache_data(
         cached.append(_cache_pair(pair, dataset, folder))
         if cached[-1].channels != cached[0].channels:
             raise InputError(
-                f"{pair.image}: has {cached[-1].channels} channels, {dataset.pairs[0].image.name} has "
-                f"{cached[0].channels}; give all images the same channels"
+                f"{pair.image}: its number of channels is {cached[-1].channels}, that of "
+                f"{dataset.pairs[0].image.name} is {cached[0].channels}; give all images the same channels"
             )
     return tuple(cached)
 

@@ -362,6 +362,7 @@ class DataModule(lightning.LightningDataModule):
         cache: folder for decoded images and masks, see `cache_data`. Removing it is the caller's part.
         window: side of the windows in pixels.
         density: tokens a pixel; None chooses by what the labels need, see `choose_density`.
+        least: smallest budget of a whole image.
         most: largest budget of a whole image.
         spread: of the windows' budgets, see `Windows`.
         foreground: share of windows centred on a rare class.
@@ -385,6 +386,7 @@ class DataModule(lightning.LightningDataModule):
         *,
         window: int = 1024,
         density: float | None = None,
+        least: int = LEAST,
         most: int | None = None,
         spread: float = 1.0,
         foreground: float = 0.5,
@@ -403,7 +405,8 @@ class DataModule(lightning.LightningDataModule):
             raise InputError(f"a patcher with ndim={patcher.ndim} cannot cut the images of a folder; give ndim=2")
         self.train, self.val = train, val
         self.patcher, self.cache = patcher, Path(cache)
-        self.window, self.density, self.most, self.spread = window, density, most, spread
+        self.window, self.density, self.spread = window, density, spread
+        self.least, self.most = least, most
         self.foreground, self.augment = foreground, augment
         self.samples, self.batch_size, self.workers, self.seed = samples, batch_size, workers, seed
         self.grids = tuple(grids)
@@ -471,6 +474,7 @@ class DataModule(lightning.LightningDataModule):
             self.patcher,
             ignore=self.train.ignore,
             density=self.density,
+            least=self.least,
             most=self.most,
         )
 

@@ -20,7 +20,7 @@ from patchtree.models.precision import half_where_quick
 from patchtree.models.segmenter import Segmenter
 from patchtree.patcher import Patches, spare_budget_allowed
 from patchtree.patches import paint
-from patchtree.runs import RunConfig, load_config, load_weights
+from patchtree.runs import WEIGHTS, RunConfig, load_config, load_weights
 from patchtree.slide_evaluation import evaluate_slide
 from patchtree.tokens import collate
 
@@ -146,6 +146,9 @@ def load(
     """
     config = load_config(run)
     if config.task != task:
+        if config.task == "pretrain":
+            hint = f"train from it: patchtree train DATA --out ANOTHER --weights {run}/{WEIGHTS}"
+            raise InputError(f"{run}: was pretrained and knows no classes; {hint}")
         raise InputError(f"{run}: was trained to {config.task}, and {task} is wanted; name another run")
     chosen = _device(device)
     model = build(labels=config.labels, **config.model, classify=task == "classify").model

@@ -17,7 +17,6 @@ from patchtree.detail import from_dict, to_dict
 from patchtree.errors import InputError
 from patchtree.io.images import image_size
 from patchtree.models.choose import pretrained
-from patchtree.models.precision import HALF, choose_precision
 from patchtree.patcher import Patcher
 from patchtree.slide_data import choose_side, density_of
 from patchtree.slide_sources import look_at
@@ -72,9 +71,7 @@ def choose_options(dataset: DataSet, asked: Mapping[str, Any], accelerator: str)
     model = asked["model"] or ("patchtree:tiny" if accelerator == "cpu" else "patchtree:small")
     # The reference model is small, and what it has learnt on masked leaves or other images is only where it starts.
     trained = pretrained(model, asked["weights"]) and not model.startswith("patchtree:")
-    # What it orthogonalises is in bfloat16: on a CPU without instructions for that it takes longer than all the rest.
-    quick = choose_precision(accelerator) == HALF
-    muon = quick and not (classify or trained) and model.startswith("patchtree:")
+    muon = not (classify or trained) and model.startswith("patchtree:")
     values: dict[str, Any] = {
         "task": "segment",
         "patch_size": 16,

@@ -45,6 +45,7 @@ class RunConfig:
         ignore: id of pixels without a label, or None.
         dtype: type of the images' pixels, such as ``"uint8"``; empty if it is not known.
         tried: the density is the best of several that were tried after the training.
+        least: smallest budget of an image.
         most: largest budget of an image.
         window: side of the training windows in pixels.
         reach: leaves that attention is among when whole images are predicted, see `MeshEncoder`; 0: all.
@@ -67,6 +68,7 @@ class RunConfig:
     ignore: int | None = None
     dtype: str = ""
     tried: bool = False
+    least: int = LEAST
     most: int = 65536
     window: int = 1024
     reach: int = 0
@@ -87,7 +89,7 @@ class RunConfig:
         Args:
             shape: ``(H, W)`` in pixels.
         """
-        return with_budget(Patcher.from_dict(self.patcher), shape, self.density, LEAST, self.most)
+        return with_budget(Patcher.from_dict(self.patcher), shape, self.density, self.least, self.most)
 
 
 def save_config(run: str | os.PathLike[str], config: RunConfig) -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Course(Callback):
         report: takes lines on how it goes.
         score: what the best weights have most of, in words; one of the module's `scores` in lower case.
         after: validations that there must be time for at the end, or of what takes as long.
+        about: metadata of the weights.
 
     Attributes:
         progress: from 0 to 1.
@@ -84,8 +85,9 @@ class Course(Callback):
         report: Callable[[str], None],
         score: str = "Dice",
         after: float = 1.1,
+        about: Mapping[str, str] | None = None,
     ) -> None:
-        self.after = after
+        self.after, self.about = after, about or {}
         self.out, self.average, self.lr, self.epoch, self.report = out, average, lr, epoch, report
         self.score = score
         self.max_time, self.max_samples = max_time, max_samples
@@ -197,7 +199,8 @@ class Course(Callback):
             self._append(values)
             if better:
                 weights: dict[str, Tensor] = pl_module.kept(self.average.weights)  # type: ignore[operator]
-                save_weights(self.out, weights, {self.score.lower(): repr(score), "step": str(step)})
+                about = {**self.about, self.score.lower(): repr(score), "step": str(step)}
+                save_weights(self.out, weights, about)
             found = f"{self.score} {score:.3f}{' *' * better}"
             self.report(f"step {step}, {_minutes(self.elapsed())}: loss {loss:.3f}, {found}")
         now = self.elapsed()

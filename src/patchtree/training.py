@@ -41,6 +41,7 @@ from patchtree.models.tuning import (
     freeze_unused,
     trial_tokens,
 )
+from patchtree.models.weights import Origin
 from patchtree.options import (
     HELD_OUT,
     Options,
@@ -134,8 +135,9 @@ def train(
         detail: where leaves are small, see `Patcher`; None: ``"residual"``.
         model: by name, see `build_model`; None: ``"patchtree:small"`` on a GPU, ``"patchtree:tiny"`` without.
         head: by name, see `build_model`.
-        weights: a file, or ``"pretrained"``, see `build_model`. Images of three 8-bit channels are then normalised as
-            those weights expect.
+        weights: a file, or ``"pretrained"``, see `build_model`. Images are then normalised as those weights expect: a
+            run's as in that run, a library's if they have three 8-bit channels. A run's head goes with them, but for
+            the last layer where the classes are others.
         freeze: how many of the encoder's first blocks stay as they are, with what comes before them; -1: all of it.
         lora: rank of low-rank adapters, which are trained instead of the encoder; None: none. They are merged into the
             matrices of ``weights.safetensors``.
@@ -203,6 +205,9 @@ def train(
     if resume and checkpoint is None:
         say(f"nothing to resume in {out}, begins anew")
     config = None if checkpoint is None else load_config(out)
+    if config and "pretrain" in (task, config.task) and task != config.task:
+        verb = "pretrain" if config.task == "pretrain" else "train"
+        raise InputError(f"{out}: is a run of `patchtree {verb}`; resume it with that, or choose another folder")
     task = config.task if config else task
     classify = task == "classify"
     dataset = _find(data, task, config.labels if config else None)
@@ -229,7 +234,7 @@ def train(
     if main and options.asked_budget and isinstance(parts.whole, Whole):
         warn_unmet(replace(parts.whole, images=parts.images))
     if checkpoint is None:
-        if built.norm is not None and parts.dtype == "uint8":
+        if built.norm is not None and parts.dtype == built.dtype:
             parts.mean, parts.std = built.norm
         config = _with_measured(config, parts, built)
         if main:
@@ -247,7 +252,9 @@ def train(
     max_samples = None if max_epochs is None else max_epochs * options.samples
     tried = options.task == "segment" and isinstance(parts.whole, Whole) and not options.asked_budget
     after = _AFTER_TRIED if tried else _AFTER
-    course = Course(out, average, options.lr, options.samples, max_time, max_samples, started, say, module.score, after)
+    about = _origin(config).to_metadata()
+    timing = (options.samples, max_time, max_samples, started)
+    course = Course(out, average, options.lr, *timing, say, module.score, after, about)
     if checkpoint is not None:
         course.resume(checkpoint)
         if course.progress >= 1:
@@ -333,6 +340,7 @@ def _open_data(dataset: DataSet, config: RunConfig, options: Options, cache: Pat
         cache,
         window=config.window,
         density=options.density,
+        least=config.least,
         most=config.most,
         spread=1.0 if options.asked_budget else 1 / min(SHARES),
         samples=options.samples,
@@ -387,6 +395,8 @@ def _plan(dataset: DataSet, options: Options) -> RunConfig:
         model={},
         window=options.window,
         reach=choose_reach(dataset, options),
+        # Who asks for less on an image of median area means it.
+        least=min(RunConfig.least, options.budget) if options.asked_budget else RunConfig.least,
         most=options.budget if options.task == "classify" else RunConfig.most,
         train=tuple(pair.name for pair in train.pairs),
         val=tuple(pair.name for pair in val.pairs),
@@ -407,6 +417,13 @@ def _with_measured(config: RunConfig, parts: DataModule, built: Built) -> RunCon
         std=tuple(parts.std),
         model=built.config,
     )
+
+
+def _origin(config: RunConfig) -> Origin:
+    """Describe what the run's weights are trained on."""
+    channels = f"{config.channels} channel{'s' * (config.channels != 1)}"
+    model = f"{config.model['name']} with patches of {config.model['patch_size']} px and {channels}"
+    return Origin(model, config.labels, config.mean, config.std, config.dtype)
 
 
 def _build(dataset: DataSet, options: Options) -> Built:

@@ -31,7 +31,8 @@ def find_unlabelled(root: str | os.PathLike[str]) -> DataSet:
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; give one with images in it")
+        what = "is a file" if root.exists() else "no such folder"
+        raise InputError(f"{root}: {what}; give a folder with images in it")
     inside = next((root / name for name in ("images", "imagesTr") if (root / name).is_dir()), root)
     images: dict[str, Path] = {}
     for path in list_images(inside):

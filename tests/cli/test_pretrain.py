@@ -26,7 +26,7 @@ def test_a_folder_of_images_becomes_weights(tmp_path: Path, run: Run) -> None:
     assert told.json[0]["task"] == "pretrain"
     assert told.json[0]["explained_variance"] <= 1
     refused = run("predict", tmp_path / "run", tmp_path / "scans", "--out", tmp_path / "masks")
-    assert refused.failed_with(str(tmp_path / "run"), "was trained to pretrain")
+    assert refused.failed_with(str(tmp_path / "run"), "was pretrained and knows no classes")
 
 
 def test_a_folder_without_images_is_told(tmp_path: Path, run: Run) -> None:

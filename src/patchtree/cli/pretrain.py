@@ -24,6 +24,7 @@ from patchtree.cli.train import (
     Resume,
     Seed,
     Strategy,
+    Weights,
     Window,
     Workers,
     as_devices,
@@ -42,6 +43,7 @@ def pretrain(
     detail: DetailOption = None,
     model: Model = None,
     head: Head = None,
+    weights: Weights = None,
     window: Window = None,
     batch_size: BatchSize = None,
     lr: Rate = None,
@@ -56,7 +58,8 @@ def pretrain(
 
     RUN/weights.safetensors is where train starts that is given it as --weights,
     with the same model, patch size and head. It is meant for many images with
-    few masks, and for hours. Masks beside the images are not looked at.
+    few masks, and for hours. Masks beside the images are not looked at. A fifth
+    of the images is kept for validation, unless DATA/splits.json says otherwise.
 
     Example: patchtree pretrain scans --out runs/scans --max-time 01:00:00
 
@@ -73,6 +76,7 @@ def pretrain(
         detail=detail,
         model=model,
         head=head,
+        weights=weights,
         window=window,
         batch_size=batch_size,
         lr=lr,

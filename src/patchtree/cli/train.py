@@ -65,6 +65,14 @@ Model = Annotated[
 Head = Annotated[
     HeadName | None, typer.Option(help="From features to pixels (default: reference).", rich_help_panel=_PATCHES)
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The encoder's, or a run's: safetensors or a torch file; pretrained: the library's own, downloaded.",
+        rich_help_panel=_PATCHES,
+    ),
+]
 Window = Annotated[int | None, typer.Option(help="Pixels on a side of a training window.", rich_help_panel=_TRAINING)]
 BatchSize = Annotated[int | None, typer.Option(help="Windows a step, in each process.", rich_help_panel=_TRAINING)]
 Rate = Annotated[
@@ -107,14 +115,7 @@ def train(
     detail: DetailOption = None,
     model: Model = None,
     head: Head = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="The encoder's: safetensors or a torch file; pretrained: the library's own, downloaded.",
-            rich_help_panel=_PATCHES,
-        ),
-    ] = None,
+    weights: Weights = None,
     freeze: Annotated[
         int | None,
         typer.Option(

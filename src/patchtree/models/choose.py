@@ -6,9 +6,9 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +23,7 @@ from patchtree.models.heads import build_head
 from patchtree.models.mesh import SIZES, MeshEncoder
 from patchtree.models.segmenter import Segmenter, label_names
 from patchtree.models.tuning import stages, trial_tokens
-from patchtree.models.weights import cause, fit_channels, load_head, load_into, quiet_transformers, some
+from patchtree.models.weights import cause, fit_channels, load_head, load_into, quiet_transformers, read_origin, some
 
 PRETRAINED = "pretrained"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -43,7 +43,8 @@ class Built:
         config: arguments of `build_model`, but for the labels, that build it again with random weights, without the
             network and without files; ready for JSON.
         weights: where its encoder's weights are from; empty if they are random.
-        norm: mean and standard deviation of each channel that those weights expect of images scaled to 0..1.
+        norm: mean and standard deviation of each channel that those weights expect; of bytes, scaled to 0..1.
+        dtype: type of the pixels that `norm` is for.
         depths: of the encoder's weights, see `stages`.
     """
 
@@ -51,6 +52,7 @@ class Built:
     config: dict[str, Any]
     weights: str = ""
     norm: Norm | None = None
+    dtype: str = "uint8"
     depths: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -115,8 +117,8 @@ def build_model(
         ndim: 2 for images, 3 for volumes.
         head: ``"reference"``, ``"linear"`` or ``"depths"``; None: the reference head.
         weights: a file of weights for the encoder (safetensors, or torch's without pickled code) with the library's
-            names; ``"pretrained"`` for those that the library downloads; None: random ones, but those of the folder or
-            id after ``hf:``.
+            names; a run's, with its head where that is of the same kind; ``"pretrained"`` for those that the library
+            downloads; None: random ones, but those of the folder or id after ``hf:``.
         config: of a model of transformers or timm, instead of the folder's.
 
     Raises:
@@ -215,18 +217,44 @@ def build(
     missing = [weight for weight in absent if f"model.{weight}" in needed]
     if missing:
         raise InputError(f"{loaded}: lacks {some(missing)}; get the whole model")
+    norm, dtype = original.norm if loaded and channels == 3 else None, "uint8"
     if weights is not None and not asked.pretrained:
-        loaded = weights
-        absent = load_into(original.model, Path(weights), set(needed), len(labels) if original.logits else None)
-        if model.head is not None:
-            load_head(model.head, Path(weights))
+        path, origin = Path(weights), read_origin(weights)
+        same = origin is None or origin.labels == labels
+        last = _last_layer(asked, original)
+        try:
+            absent = load_into(original.model, path, set(needed), last, same)
+        except InputError as error:
+            raise InputError(f"{error} (these are of {origin.model})" if origin else str(error)) from error
+        new = last & absent if model.head is None else load_head(model.head, path, same)
+        if new and original.logits and origin is None:
+            warnings.warn(f"{path}: {some(new)} ends in other classes and begins anew", stacklevel=3)
+        loaded = weights if origin is None else f"{weights}, {_how_much(model, new)}"
+        norm = original.norm if channels == 3 else None
+        if origin is not None:
+            norm, dtype = (origin.mean, origin.std) if len(origin.mean) == channels else None, origin.dtype
     if anew := [weight for weight in absent if f"model.{weight}" in depths]:
         warnings.warn(f"{loaded}: lacks {some(anew)}, which pools tokens and begins anew", stacklevel=3)
     again = {"name": name, "channels": channels, "patch_size": patch_size, "ndim": ndim, "head": chosen}
     if original.config is not None:
         again["config"] = original.config
-    norm = original.norm if loaded and channels == 3 else None
-    return Built(model, again, loaded, norm, depths)
+    return Built(model, again, loaded, norm, dtype, depths)
+
+
+def _last_layer(asked: _Asked, original: _Original) -> set[str]:
+    """Name the weights of a model of logits that end in classes: those that one more class would make larger."""
+    if not original.logits:
+        return set()
+    larger = _builder(asked.name)(replace(asked, classes=asked.classes + 1)).model.state_dict()
+    return {name for name, weight in original.model.state_dict().items() if weight.shape != larger[name].shape}
+
+
+def _how_much(model: Segmenter, new: Set[str]) -> str:
+    """Say what is taken over of a run's weights, but for those that are new."""
+    if not new:
+        return "all of it"
+    whole_head = model.head is not None and len(new) == len(model.head.state_dict())
+    return f"but for the {'head' if whole_head else 'last layer'}"
 
 
 def pretrained(name: str, weights: str | os.PathLike[str] | None) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,6 +27,49 @@ _BESIDE = re.compile(
     r"|text\w*|\w+_projection|logit_\w+)(\.|$)"
 )
 _NESTED = ("state_dict", "model")
+_ORIGIN = "run"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run's weights were trained on.
+
+    Attributes:
+        model: its name, in words with patch size and channels.
+        labels: class names to ids.
+        mean: of each channel.
+        std: of each channel.
+        dtype: type of the images' pixels.
+    """
+
+    model: str
+    labels: dict[str, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """Write it as metadata of a file of weights."""
+        return {_ORIGIN: json.dumps(asdict(self))}
+
+
+def read_origin(path: str | os.PathLike[str]) -> Origin | None:
+    """Read what `Origin.to_metadata` wrote into a file of weights; None: they are not a run's.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = (file.metadata() or {}).get(_ORIGIN)
+            values = None if about is None else json.loads(about)
+            return values and Origin(**values | {name: tuple(values[name]) for name in ("mean", "std")})
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read as weights ({error}); copy the file again") from error
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -59,10 +104,15 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def load_into(model: nn.Module, path: Path, used: set[str], classes: int | None) -> frozenset[str]:
+def load_into(model: nn.Module, path: Path, used: set[str], last: set[str], same_classes: bool) -> frozenset[str]:
     """Load a file of weights into an original, and name those it lacks.
 
-    `used` are those that must be there, after ``model.``.
+    Args:
+        model: the original.
+        path: the file.
+        used: weights that must be there, after ``model.``.
+        last: weights that end in classes; they begin anew where their number is another.
+        same_classes: False if the file's classes are others, whatever their number.
 
     Raises:
         InputError: see `read_weights`; or the weights are those of another model.
@@ -78,12 +128,9 @@ def load_into(model: nn.Module, path: Path, used: set[str], classes: int | None)
         for name, value in wanted.items()
         if name in state and state[name].shape != value.shape
     ]
-    # What ends in classes begins anew where their number differs.
-    anew = {name for name, own, target in shapes if _differ_only(own, target, classes)}
-    if anew:
-        warnings.warn(f"{path}: {some(anew)} is for other classes and begins anew", stacklevel=4)
-        shapes = [shape for shape in shapes if shape[0] not in anew]
-        state = {name: value for name, value in state.items() if name not in anew}
+    anew = last & ({name for name, *_ in shapes} if same_classes else state.keys())
+    shapes = [shape for shape in shapes if shape[0] not in anew]
+    state = {name: value for name, value in state.items() if name not in anew}
     if shapes:
         name, own, target = shapes[0]
         raise InputError(f"{path}: {name} is {own}, the model's is {target}; give weights of this very model")
@@ -100,14 +147,21 @@ def load_into(model: nn.Module, path: Path, used: set[str], classes: int | None)
     return frozenset(wanted.keys() - state.keys())
 
 
-def load_head(head: nn.Module, path: Path) -> None:
-    """Load the head of a run's weights into one of the same kind, but for the last layer, which ends in classes."""
+def load_head(head: nn.Module, path: Path, same_classes: bool) -> frozenset[str]:
+    """Load the head of a run's weights into one of the same kind, and name the weights that it leaves as they are.
+
+    Those are the last layer's, which ends in classes, where the classes are others; and all of a head of another kind.
+    """
     state = read_weights(path)
     own = {name.removeprefix("head."): value for name, value in state.items() if name.startswith("head.")}
-    wanted = {name: value for name, value in head.state_dict().items() if not name.startswith("classify.")}
-    of_run = any(name.startswith("encoder.") for name in state)
-    if of_run and all(name in own and own[name].shape == value.shape for name, value in wanted.items()):
-        head.load_state_dict({name: own[name] for name in wanted}, strict=False)
+    wanted = head.state_dict()
+    alike = {name for name, value in wanted.items() if name in own and own[name].shape == value.shape}
+    last = {name for name in wanted if "classify" in name.split(".")}
+    if not alike >= wanted.keys() - last:
+        return frozenset(wanted)
+    loaded = alike if same_classes else alike - last
+    head.load_state_dict({name: own[name] for name in loaded}, strict=False)
+    return frozenset(wanted.keys() - loaded)
 
 
 def fit_channels(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
@@ -156,10 +210,6 @@ def _strange(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
         for name in state.keys() - wanted.keys()
         if state[name].is_floating_point() and (name.startswith(tuple(rows)) or not _BESIDE.search(name))
     )
-
-
-def _differ_only(own: tuple[int, ...], target: tuple[int, ...], classes: int | None) -> bool:
-    return len(own) == len(target) and all(a in (b, classes) for a, b in zip(target, own, strict=True))
 
 
 def _without_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
