@@ -45,7 +45,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pretrained(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("pretrained") / "run"
-    return train(scans, run, task="pretrain", max_epochs=60, batch_size=2, **SMALL)
+    return train(scans, run, task="pretrain", max_epochs=30, batch_size=2, **SMALL)
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -240,7 +240,23 @@ def test_what_has_no_classes_does_not_predict(pretrained: Path) -> None:
 
 def test_a_run_goes_on_with_the_command_that_began_it(pretrained: Path, scans: Path) -> None:
     with pytest.raises(InputError, match="is a run of `patchtree pretrain`; resume it with that"):
-        train(scans, pretrained, max_epochs=61, resume=True, **HERE)
+        train(scans, pretrained, max_epochs=31, resume=True, **HERE)
+
+
+@pytest.mark.parametrize("kept", [(), ("notes.txt",)])
+def test_refused_images_leave_no_run(kept: tuple[str, ...], scans: Path, tmp_path: Path) -> None:
+    for path in scans.iterdir():
+        (tmp_path / "scans" / path.name).parent.mkdir(exist_ok=True)
+        (tmp_path / "scans" / path.name).symlink_to(path)
+    write_image(tmp_path / "scans" / "z.png", np.zeros((64, 64, 3), np.uint8))
+    for name in kept:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / name).touch()
+    with pytest.raises(InputError, match=r"z\.png: its number of channels is 3, that of a\.png is 1"):
+        train(tmp_path / "scans", tmp_path / "run", task="pretrain", max_epochs=1, **SMALL)
+    left = sorted(path.name for path in (tmp_path / "run").iterdir()) if (tmp_path / "run").exists() else []
+    assert left == list(kept)
+    assert (tmp_path / "run").exists() == bool(kept)
 
 
 def test_a_small_budget_that_is_asked_for_is_kept(pretrained: Path) -> None:

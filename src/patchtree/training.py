@@ -11,7 +11,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -52,7 +52,7 @@ from patchtree.options import (
     look_at_data,
 )
 from patchtree.patcher import Patcher
-from patchtree.runs import CACHE, CHECKPOINT, LOGS, METRICS, WEIGHTS, RunConfig, load_config, save_config
+from patchtree.runs import CACHE, CHECKPOINT, CONFIG, LOGS, METRICS, WEIGHTS, RunConfig, load_config, save_config
 from patchtree.schedule import Bar, Course
 from patchtree.slide_data import SlideModule, SlideParts
 from patchtree.slide_sources import check_slides, median_mpp
@@ -222,15 +222,17 @@ def train(
             if layer_decay is not None:
                 raise InputError("layer_decay needs a model with blocks in a row, which this one has not; leave it out")
             options = replace(options, layer_decay=1.0)
-        options = look_at_data(dataset, options, asked, accelerator, out / CACHE)
+        with _nothing_left(out):
+            options = look_at_data(dataset, options, asked, accelerator, out / CACHE)
         config = _plan(dataset, options)
     else:
         options = Options(**config.options)
         check_same(out, asked, options)
         built = _tune(build(labels=config.labels, **config.model, classify=classify), options)
     parts = _open_data(dataset, config, options, out / CACHE, _workers(workers))
-    parts.prepare_data()
-    parts.setup()
+    with _nothing_left(out):
+        parts.prepare_data()
+        parts.setup()
     if main and options.asked_budget and isinstance(parts.whole, Whole):
         warn_unmet(replace(parts.whole, images=parts.images))
     if checkpoint is None:
@@ -324,6 +326,19 @@ def _find(data: str | os.PathLike[str], task: str | None, labels: Mapping[str, i
     if task == "pretrain":
         return find_unlabelled(data)
     return find_labelled(data, labels) if task == "classify" else find_data(data)
+
+
+@contextmanager
+def _nothing_left(out: Path) -> Iterator[None]:
+    """Leave no folder of a new run whose images are refused."""
+    try:
+        yield
+    except InputError:
+        if not (out / CONFIG).exists():
+            shutil.rmtree(out / CACHE, ignore_errors=True)
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def _outputs(dataset: DataSet) -> dict[str, int]:
