@@ -242,7 +242,7 @@ def main(argv: Sequence[str]) -> None:
                     root = pictures.make_data(Path(folder) / f"{picture}_{size}", picture, size)
                     parts += compare(root, args, book)
         libraries = ("torch", "monai", "transformers", "segmentation-models-pytorch")
-        common.publish("quality", parts, args.save, libraries)
+        common.publish(f"quality_{args.max_time:.0f}s", parts, args.save, libraries)
         if args.save:
             shutil.copy(book.path, common.RESULTS / "quality.json")
 

@@ -30,6 +30,7 @@ from patchtree.io.images import write_image, write_mask
 from patchtree.metrics import dice
 from patchtree.models.choose import build, build_classifier, build_model
 from patchtree.muon import Float32Muon
+from patchtree.options import choose_options
 from patchtree.patcher import Patches
 from patchtree.runs import CHECKPOINT, CONFIG, METRICS, WEIGHTS, load_config, weights_metadata
 from patchtree.tasks import ImageTask, Task
@@ -37,7 +38,7 @@ from patchtree.training import train
 from patchtree.tree import Tree
 
 HERE: dict[str, Any] = {"workers": 0, "accelerator": "cpu", "progress": False}
-SMALL: dict[str, Any] = {"patch_size": 8, "budget": 16, "detail": "variance", **HERE}
+SMALL: dict[str, Any] = {"model": "patchtree:nano", "patch_size": 8, "budget": 16, "detail": "variance", **HERE}
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(data: Path, whole: Path
 
             if __name__ == "__main__":
                 train(sys.argv[1], sys.argv[2], max_epochs=4, batch_size=2, patch_size=8, budget=16,
-                      detail="variance", workers=1, accelerator="cpu", report=report)
+                      model="patchtree:nano", detail="variance", workers=1, accelerator="cpu", report=report)
         """)
     )
     said = run_python(str(script), data, tmp_path / "run", expected=-signal.SIGKILL)
@@ -169,7 +170,7 @@ def test_other_models_resume_and_predict(
     # Adapters that are merged into their matrices round otherwise in half precision.
     monkeypatch.setattr("patchtree.models.precision.half_is_quick", lambda device: False)
     pytest.importorskip({"t": "peft", "s": "segmentation_models_pytorch"}[options["model"][0]])
-    options = {**options, "max_epochs": 3, "batch_size": 2, **SMALL}
+    options = {**SMALL, **options, "max_epochs": 3, "batch_size": 2}
     lines: list[str] = []
     one = train(data, tmp_path / "one", report=lines.append, **options)
     assert lines[3].startswith("weights: random, --weights begins with trained ones; learning rate")
@@ -289,8 +290,8 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path, monkeypatch: pyt
             if __name__ == "__main__":
                 Task.on_before_optimizer_step = note
                 train(sys.argv[1], sys.argv[2], max_epochs=3, batch_size=2, patch_size=8, budget=16,
-                      detail="variance", workers=0, accelerator="cpu", devices=2, strategy="ddp", lr=1e-4,
-                      precision="32-true")
+                      model="patchtree:nano", detail="variance", workers=0, accelerator="cpu", devices=2,
+                      strategy="ddp", lr=1e-4, precision="32-true")
         """)
     )
     assert run_python(str(script), data, tmp_path / "two", tmp_path / "norms.txt") == ""
@@ -440,3 +441,18 @@ def test_defaults_come_from_the_data(data: Path, tmp_path: Path) -> None:
     assert options["budget"] == 64 * 48 / 16**2
     assert options["model"] == "patchtree:tiny"
     assert options["samples"] == 4
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_model_is_smaller_where_time_is_short(quick: bool, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchtree.models.precision.half_is_quick", lambda device: quick)
+    asked = dict.fromkeys(
+        ["task", "patch_size", "budget", "detail", "model", "head", "weights", "freeze", "lora", "window"]
+        + ["batch_size", "lr", "layer_decay", "seed"]
+    )
+    dataset = find_data(data)
+    short = 599 if quick else 1199
+    sizes = [choose_options(dataset, asked, "cpu", time).model for time in (short, short + 2, None)]
+    assert sizes == ["patchtree:nano", "patchtree:tiny", "patchtree:tiny"]
+    assert choose_options(dataset, asked, "gpu", short).model == "patchtree:small"
+    assert choose_options(dataset, {**asked, "model": "patchtree:base"}, "cpu", short).model == "patchtree:base"

@@ -27,7 +27,7 @@ from patchtree.tree import Tree
 from patchtree.unlabelled import find_unlabelled
 
 HERE: dict[str, Any] = {"workers": 0, "accelerator": "cpu", "progress": False}
-SMALL: dict[str, Any] = {"patch_size": 8, "budget": 16, "detail": "variance", **HERE}
+SMALL: dict[str, Any] = {"model": "patchtree:nano", "patch_size": 8, "budget": 16, "detail": "variance", **HERE}
 
 
 @pytest.fixture(scope="module")
@@ -143,15 +143,15 @@ def test_a_killed_pretraining_goes_on_as_if_it_had_not_been(scans: Path, tmp_pat
 
 def test_a_training_starts_from_it_with_its_head(pretrained: Path) -> None:
     weights = load_file(pretrained / WEIGHTS)
-    model = build("patchtree:tiny", 3, channels=1, patch_size=8, weights=pretrained / WEIGHTS).model
+    model = build("patchtree:nano", 3, channels=1, patch_size=8, weights=pretrained / WEIGHTS).model
     for name, weight in model.state_dict().items():
         if name.startswith("head.classify."):
             assert weight.shape != weights[name].shape
         else:
             assert torch.equal(weight, weights[name]), name
-    of = r"give weights of this very model \(these are of patchtree:tiny with patches of 8 px and 1 channel\)"
+    of = r"give weights of this very model \(these are of patchtree:nano with patches of 8 px and 1 channel\)"
     with pytest.raises(InputError, match=of):
-        build("patchtree:tiny", 3, channels=1, patch_size=16, weights=pretrained / WEIGHTS)
+        build("patchtree:nano", 3, channels=1, patch_size=16, weights=pretrained / WEIGHTS)
     with pytest.raises(InputError, match=of):
         build("patchtree:small", 3, channels=1, patch_size=8, weights=pretrained / WEIGHTS)
 
@@ -166,7 +166,7 @@ def test_a_training_starts_from_it_with_its_head(pretrained: Path) -> None:
     ],
 )
 def test_what_is_taken_over_is_told(labels: dict[str, int], head: str | None, words: str, pretrained: Path) -> None:
-    built = build("patchtree:tiny", labels, channels=1, patch_size=8, head=head, weights=pretrained / WEIGHTS)
+    built = build("patchtree:nano", labels, channels=1, patch_size=8, head=head, weights=pretrained / WEIGHTS)
     assert built.weights == f"{pretrained / WEIGHTS}, {words}"
     last = {name for name in built.model.state_dict() if ".classify." in name and name.startswith("head.")}
     weights = load_file(pretrained / WEIGHTS)
@@ -206,7 +206,8 @@ def test_trainings_with_labels_go_on_from_it(pretrained: Path, scans: Path, tmp_
 
 @pytest.mark.filterwarnings("ignore:the model's patches are 16")
 def test_other_models_are_pretrained_as_well(scans: Path, tmp_path: Path) -> None:
-    run = train(scans, tmp_path / "run", task="pretrain", max_epochs=1, batch_size=2, model="timm:test_vit", **SMALL)
+    options = {**SMALL, "model": "timm:test_vit"}
+    run = train(scans, tmp_path / "run", task="pretrain", max_epochs=1, batch_size=2, **options)
     assert {"encoder", "head"} == {name.partition(".")[0] for name in load_file(run / WEIGHTS)}
 
 

@@ -17,6 +17,7 @@ from patchtree.detail import from_dict, to_dict
 from patchtree.errors import InputError
 from patchtree.io.images import image_size
 from patchtree.models.choose import pretrained
+from patchtree.models.precision import HALF, choose_precision
 from patchtree.patcher import Patcher
 from patchtree.slide_data import choose_side, density_of
 from patchtree.slide_sources import look_at
@@ -24,10 +25,12 @@ from patchtree.slide_sources import look_at
 # Of the images, those that a training validates on.
 HELD_OUT = 0.2
 # Of models that begin with random weights; trained ones are moved less, the more so the deeper they lie.
-_RATES = {"patchtree:tiny": 1e-3, "patchtree:small": 5e-4}
+_RATES = {"patchtree:nano": 1e-3, "patchtree:tiny": 1e-3, "patchtree:small": 5e-4}
 # A step of Adam is larger than one of Muon at the same rate, to begin with.
 _MUON_RATE = 3.0
 _RATE, _TRAINED_RATE, _TRAINED_LAYER_DECAY = 3e-4, 1e-4, 0.75
+# Seconds on a CPU in which a smaller model gets further, as it makes twice the steps; twice that without bfloat16.
+_SHORT_TIME = 600.0
 # Of the images, to choose the budget by.
 _LOOKED_AT = 4
 # In a window: what attention and a step's time allow.
@@ -62,13 +65,15 @@ class Options:
     asked_budget: bool = False
 
 
-def choose_options(dataset: DataSet, asked: Mapping[str, Any], accelerator: str) -> Options:
-    """Fill in what was not asked for, from the data and the machine."""
+def choose_options(
+    dataset: DataSet, asked: Mapping[str, Any], accelerator: str, max_time: float | None = None
+) -> Options:
+    """Fill in what was not asked for, from the data, the machine and the seconds there are."""
     classify = asked["task"] == "classify"
     for name in ("head", "window"):
         if classify and asked[name] is not None:
             raise InputError(f"{name} is for masks, images with one class each are seen whole; leave it out")
-    model = asked["model"] or ("patchtree:tiny" if accelerator == "cpu" else "patchtree:small")
+    model = asked["model"] or f"patchtree:{_choose_size(accelerator, max_time)}"
     # The reference model is small, and what it has learnt on masked leaves or other images is only where it starts.
     trained = pretrained(model, asked["weights"]) and not model.startswith("patchtree:")
     muon = not (classify or trained) and model.startswith("patchtree:")
@@ -98,6 +103,17 @@ def choose_options(dataset: DataSet, asked: Mapping[str, Any], accelerator: str)
     patcher = Patcher(values["patch_size"], values["budget"], detail=values["detail"])
     values["detail"] = patcher.to_dict()["detail"]
     return Options(**values, density=0.0, samples=0)
+
+
+def _choose_size(accelerator: str, max_time: float | None) -> str:
+    """Give the size of the reference model that is best at the end of the time.
+
+    It does not depend on how fast the machine is just now: several processes have to choose the same.
+    """
+    if accelerator != "cpu":
+        return "small"
+    short = _SHORT_TIME * (1 if choose_precision(accelerator) == HALF else 2)
+    return "nano" if max_time is not None and max_time < short else "tiny"
 
 
 def check_patch_size(dataset: DataSet, patch_size: int) -> None:

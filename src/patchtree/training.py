@@ -133,7 +133,8 @@ def train(
         budget: tokens for an image of median area, others in proportion; None chooses by what the labels need. To
             classify, larger images get no more, and None chooses by the area and the machine.
         detail: where leaves are small, see `Patcher`; None: ``"residual"``.
-        model: by name, see `build_model`; None: ``"patchtree:small"`` on a GPU, ``"patchtree:tiny"`` without.
+        model: by name, see `build_model`; None: ``"patchtree:small"`` on a GPU, ``"patchtree:tiny"`` without, or
+            ``"patchtree:nano"`` if `max_time` is short.
         head: by name, see `build_model`.
         weights: a file, or ``"pretrained"``, see `build_model`. Images are then normalised as those weights expect: a
             run's as in that run, a library's if they have three 8-bit channels. A run's head goes with them, but for
@@ -214,7 +215,7 @@ def train(
     if config is None:
         if task != "pretrain":
             (check_labelled if classify else check_slides if dataset.slides else check_data)(dataset)
-        options = choose_options(dataset, asked, accelerator)
+        options = choose_options(dataset, asked, accelerator, max_time)
         check_patch_size(dataset, options.patch_size)
         # What the model refuses is told before all images are decoded.
         built = _build(dataset, options)

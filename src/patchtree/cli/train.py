@@ -57,8 +57,8 @@ DetailOption = Annotated[DetailName | None, typer.Option(help="Where patches are
 Model = Annotated[
     str | None,
     typer.Option(
-        help="patchtree:tiny, :small, :base; timm:NAME, hf:FOLDER, torchvision:NAME, monai:NAME, smp:NAME "
-        "(default: patchtree:small on a GPU, else patchtree:tiny).",
+        help="patchtree:nano, :tiny, :small, :base; timm:NAME, hf:FOLDER, torchvision:NAME, monai:NAME, smp:NAME "
+        "(default: patchtree:small on a GPU, else :tiny, or :nano if time is short).",
         rich_help_panel=_PATCHES,
     ),
 ]

@@ -107,8 +107,8 @@ def build_model(
     torch.Size([1, 49, 16, 16, 2])
 
     Args:
-        name: ``"patchtree:tiny"``, ``"patchtree:small"``, ``"patchtree:base"``; ``"timm:NAME"``, timm's
-            ``"timm:hf-hub:ID"`` and ``"timm:local-dir:FOLDER"``; ``"hf:FOLDER"`` or ``"hf:ID"`` (transformers);
+        name: ``"patchtree:nano"``, ``"patchtree:tiny"``, ``"patchtree:small"``, ``"patchtree:base"``; ``"timm:NAME"``,
+            timm's ``"timm:hf-hub:ID"`` and ``"timm:local-dir:FOLDER"``; ``"hf:FOLDER"`` or ``"hf:ID"`` (transformers);
             ``"torchvision:NAME"``; ``"monai:NAME"``; ``"smp:ARCHITECTURE/ENCODER"`` (segmentation_models_pytorch).
             What is no known transformer is given the patches as a mosaic.
         labels: class names to ids, or their number, ``K``.

@@ -34,6 +34,7 @@ class Widths:
 
 
 SIZES = {
+    "nano": Widths(channels=32, width=128, depth=2, heads=2),
     "tiny": Widths(channels=48, width=192, depth=2, heads=3),
     "small": Widths(channels=64, width=384, depth=6, heads=6),
     "base": Widths(channels=96, width=768, depth=12, heads=12),
@@ -178,7 +179,8 @@ class MeshEncoder(OnMesh):
             0: among all leaves of an image.
 
     Args:
-        size: ``"tiny"``, ``"small"`` or ``"base"``; in the last two, the transformer has the widths of ViT-S and ViT-B.
+        size: ``"nano"``, ``"tiny"``, ``"small"`` or ``"base"``; the last two have the widths of ViT-S and ViT-B in the
+            transformer.
         channels: of the image, ``C``.
         patch_size: ``p``; a power of two, 4 or more.
         ndim: 2 for images, 3 for volumes.
