@@ -8,20 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from patchtree.augment import (
-    Window,
-    _add_noise,
-    _normal,
-    place,
-    take,
-    vary_colours,
-    vary_detail,
-    vary_patches,
-    vary_window,
-)
+from patchtree.augment import Window, _add_noise, _normal, place, take, vary_colours, vary_detail, vary_window
 from patchtree.detail import Edges
-from patchtree.patcher import Patches
-from patchtree.tree import Tree
 
 TYPES = [np.uint8, np.uint16, np.int16, np.float32]
 
@@ -174,31 +162,3 @@ def test_detail_varies_for_edges_alone() -> None:
     assert all(50 <= edges.low <= 119 and edges.high == pytest.approx(2 * edges.low) for edges in drawn)
     assert isinstance(vary_detail("edges", rng), Edges)
     assert vary_detail("variance", rng) == "variance"
-
-
-@pytest.mark.parametrize("channels", [(), (3,)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_patches_of_one_image_change_alike_and_do_not_mix(dtype: type, channels: tuple[int, ...]) -> None:
-    pixels = np.full((3, 8, 8, *channels), 200, dtype)
-    pixels[1] = 20
-    tree = Tree.uniform((8, 24), patch_size=8)
-    for seed in range(8):
-        varied = vary_patches(Patches(pixels, tree), np.random.default_rng(seed))
-        assert varied.pixels.shape == pixels.shape
-        assert varied.pixels.dtype == dtype
-        assert varied.tree is tree
-    varied = vary_patches(Patches(pixels, tree), np.random.default_rng(next(filter(_blurs, range(50)))))
-    flat = varied.pixels.reshape(3, 64, -1).astype(float)
-    assert not np.ptp(flat, axis=1).any()
-    assert np.array_equal(flat[0], flat[2])
-    assert not np.array_equal(flat[0], flat[1])
-
-
-def _blurs(seed: int) -> bool:
-    """Whether colours are blurred, and no noise is added."""
-    image = np.zeros((33, 33, 3), np.uint8)
-    image[16:] = 255
-    varied = vary_colours(image, np.random.default_rng(seed))
-    return bool(
-        (varied[12:20, 0, 0] != varied[0, 0, 0]).sum() > 4 and np.ptp(varied[0]) < 30 and not varied[:9].std(0).any()
-    )

@@ -1,4 +1,4 @@
-"""Augmentation: where a window of an image is taken and how, before its tree is built, and its patches' colours."""
+"""Augmentation of the image before its tree is built: where a window is taken and how, and what its colours become."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.detail import Detail, Edges, as_detail
-from patchtree.patcher import Patches
 
 _CV_WARP_CHANNELS = _CV_TURN_CHANNELS = 4
 _BLURS = (0.5, 1.5)
-# Pixels that a blur reaches, so that it mixes no patches that lie apart.
-_MARGIN = 5
 
 
 @dataclass(frozen=True)
@@ -161,22 +158,6 @@ def vary_colours(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     if blur:
         image = _blur(image, sigma)
     return _add_noise(image, strength * (high - low), rng) if noise else image
-
-
-def vary_patches(patches: Patches, rng: np.random.Generator) -> Patches:
-    """Change the colours of patches, all in the same way, as `vary_colours` does an image's.
-
-    A patch has far fewer pixels than what it is the mean of.
-
-    >>> tree = Tree.uniform((32, 32), patch_size=16)
-    >>> vary_patches(Patches(np.full((4, 16, 16, 3), 128, np.uint8), tree), np.random.default_rng(0)).pixels.shape
-    (4, 16, 16, 3)
-    """
-    pixels = patches.pixels
-    beside = ((0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN), (0, 0))
-    wide = np.pad(pixels, beside[: pixels.ndim], mode="edge")
-    varied = vary_colours(wide.reshape(-1, *wide.shape[2:]), rng).reshape(wide.shape)
-    return replace(patches, pixels=np.ascontiguousarray(varied[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]))
 
 
 def vary_detail(

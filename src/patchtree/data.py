@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from patchtree.augment import Window, place, take, vary_detail, vary_patches, vary_window
+from patchtree.augment import Window, place, take, vary_colours, vary_detail, vary_window
 from patchtree.budget import LEAST, choose_density, with_budget
 from patchtree.cache import Cached, cache_data, statistics
 from patchtree.datasets import DataSet, Pair
@@ -175,11 +175,10 @@ class Windows(Dataset[Sample]):
         mask = take(source.mask(), part, ids=True) if self.classes else None
         patcher = with_budget(self.patcher, image.shape[:2], self.density * share)
         if self.augment:
+            image = vary_colours(image, rng)
             patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
         origin, extent = place(part, source.shape)
         sample = _sample(patcher, image, mask, source.name, self.classes, self.ignore, origin, extent)
-        if self.augment:
-            sample = replace(sample, patches=vary_patches(sample.patches, rng))
         if not self.classes:
             return sample
         shown, known = sample.counts.sum((0, 1, 2), dtype=np.float64), np.array(source.pixels, np.float64)
