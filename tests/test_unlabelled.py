@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from patchtree.errors import InputError
 from patchtree.inference import load
-from patchtree.io.images import write_image, write_mask
+from patchtree.io.images import read_image, write_image, write_mask
 from patchtree.models.choose import build
 from patchtree.patcher import Patches
 from patchtree.runs import CHECKPOINT, METRICS, WEIGHTS, load_config, weights_metadata
@@ -189,7 +189,7 @@ def test_trainings_with_labels_go_on_from_it(pretrained: Path, scans: Path, tmp_
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     for path in scans.iterdir():
-        (tmp_path / "images" / path.name).symlink_to(path)
+        write_image(tmp_path / "images" / path.name, read_image(path) // 2)
         write_mask(tmp_path / "masks" / path.name, np.tri(64, 48, dtype=np.uint8))
     (tmp_path / "labels.csv").write_text("name,label\na,x\nb,y\nc,y\nd,x\ne,x\n")
     lines: list[str] = []
@@ -197,6 +197,8 @@ def test_trainings_with_labels_go_on_from_it(pretrained: Path, scans: Path, tmp_
         options = {**SMALL, "weights": pretrained / WEIGHTS, "report": lines.append}
         run = train(tmp_path, tmp_path / task, task=task, max_epochs=1, batch_size=2, **options)
         assert load(run, "cpu", task=task).config.options["weights"] == str(pretrained / WEIGHTS)
+        # Darker images are normalised as those that the weights know.
+        assert load_config(run).mean == load_config(pretrained).mean
     # What is so small is trained on at full rate.
     assert next(line.rpartition("; ")[2] for line in lines if line.startswith("weights: ")) in (
         "learning rate 0.001",
