@@ -85,7 +85,7 @@ def test_half_written_entries_are_made_again(tmp_path: Path, monkeypatch: pytest
 def test_what_cannot_be_cached(tmp_path: Path) -> None:
     grey = make(tmp_path, "a", np.zeros((5, 5), np.uint8), np.eye(5, dtype=np.uint8))
     colour = make(tmp_path, "b", np.zeros((5, 5, 3), np.uint8), np.eye(5, dtype=np.uint8))
-    with pytest.raises(InputError, match=r"b.tif: has 3 channels, a.tif has 1"):
+    with pytest.raises(InputError, match=r"b.tif: its number of channels is 3, that of a.tif is 1;"):
         cache_data(DataSet(tmp_path, (grey, colour), LABELS), tmp_path / "cache")
     unknown = make(tmp_path, "c", np.zeros((5, 5), np.uint8), 2 * np.eye(5, dtype=np.uint8))
     with pytest.raises(InputError, match=r"c.png: holds ids that no label has"):

@@ -192,7 +192,7 @@ def test_weights_of_a_run_on_grey_images(run: Run, tmp_path: Path) -> None:
     weights = tmp_path / "one" / "weights.safetensors"
     made = run("train", data, "--out", tmp_path / "two", "--weights", weights, "--freeze", "all", *words)
     assert made.code == 0
-    assert f"weights: {weights}; images normalised by their own mean" in made.err
+    assert f"weights: {weights}, all of it; images normalised by its mean" in made.err
     one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[name], value) for name, value in two.items() if name.startswith("encoder."))
     assert any(not torch.equal(one[name], value) for name, value in two.items() if name.startswith("head."))

@@ -274,7 +274,7 @@ def test_it_learns_one_image_by_heart() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"size": "huge"}, "model 'patchtree:huge' is unknown; near it: patchtree:tiny, patchtree:small"),
+        ({"size": "huge"}, "model 'patchtree:huge' is unknown; near it: patchtree:nano, patchtree:tiny"),
         ({"patch_size": 2}, "patch size 2 .* power of two, 4 or more"),
         ({"patch_size": 12}, "patch size 12 .* power of two, 4 or more"),
         ({"ndim": 4}, "ndim 4"),
