@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/patchtree demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

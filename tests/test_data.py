@@ -100,12 +100,12 @@ def test_windows_that_count_by_their_odds_show_classes_as_often_as_windows_anywh
         write_mask(tmp_path / "masks" / f"{number}.png", mask)
     images = cache_data(find_data(tmp_path), tmp_path / "cache")
     windows = Windows(images, 2, PATCHER, window=64, density=1 / 1024, augment=False, seed=1)
-    drawn = [windows[index] for index in range(1500)]
+    drawn = [windows[index] for index in range(700)]
     rare = np.array([sample.counts[..., 1].sum() / sample.counts.sum() for sample in drawn])
     odds = np.array([sample.odds for sample in drawn])
     anywhere = replace(windows, foreground=0.0)
     assert all(anywhere[index].odds == 1 for index in range(5))
-    uniform = [anywhere[index] for index in range(1500)]
+    uniform = [anywhere[index] for index in range(700)]
     expected = np.mean([sample.counts[..., 1].sum() / sample.counts.sum() for sample in uniform])
     assert rare.mean() > 3 * expected
     assert (rare / odds).sum() / (1 / odds).sum() == pytest.approx(expected, rel=0.2)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +58,9 @@ def test_leaf_at_finds_the_owner(tree: Tree, seed: int) -> None:
 def test_neighbours_share_a_face(tree: Tree) -> None:
     boxes = tree.boxes()
     low, high = boxes[:, : tree.ndim], boxes[:, tree.ndim :]
-    expected = []
-    for a, b in itertools.combinations(range(len(tree)), 2):
-        overlap = np.minimum(high[a], high[b]) - np.maximum(low[a], low[b])
-        if (overlap >= 0).all() and (overlap == 0).sum() == 1:
-            expected.append([a, b])
+    overlap = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+    touching = (overlap >= 0).all(2) & ((overlap == 0).sum(2) == 1)
+    expected = np.argwhere(np.triu(touching)).tolist()
     assert tree.neighbours().tolist() == expected
 
 

@@ -105,7 +105,8 @@ def write_data(root: Path, names: str = "abcd", labels: dict[str, int] | None = 
     return root
 
 
-TRAIN = ("--max-epochs", 4, "--patch-size", 8, "--budget", 100, "--window", 64, "--workers", 0)
+SMALL = ("--model", "patchtree:nano", "--patch-size", 8, "--workers", 0)
+TRAIN = (*SMALL, "--max-epochs", 4, "--budget", 100, "--window", 64)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from patchtree.runs import load_config
 from patchtree.training import train
 from slide_files import small_slide
 
-from .conftest import Result, Run, Trained, run_process
+from .conftest import SMALL, Result, Run, Trained, run_process
 
-CLASSIFY = ("--task", "classify", "--patch-size", 8, "--budget", 24, "--workers", 0)
+CLASSIFY = (*SMALL, "--task", "classify", "--budget", 24)
 
 
 def write_labelled(root: Path, counts: tuple[int, int] = (10, 5), seed: int = 0) -> Path:
@@ -61,7 +61,7 @@ def test_a_run_is_made(classified: Trained) -> None:
     assert said.out == ""
     assert "12 images of 64 x 48 px to train on, 3 to validate on; noise, stripes" in said.err
     assert "24 of 8 x 8 px an image, by residual; seen whole" in said.err
-    assert "model: patchtree:tiny, " in said.err
+    assert "model: patchtree:nano, " in said.err
     config = load_config(classified.run)
     assert json.loads((classified.run / "config.json").read_text())["task"] == config.task == "classify"
     assert config.labels == {"noise": 0, "stripes": 1}

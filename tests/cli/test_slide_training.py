@@ -19,9 +19,9 @@ from patchtree.runs import load_config
 from patchtree.training import train
 from slide_files import slide_set
 
-from .conftest import Run
+from .conftest import SMALL, Run
 
-TRAIN = ("--max-epochs", 1, "--patch-size", 8, "--budget", 200, "--window", 500, "--workers", 0, "--batch-size", 2)
+TRAIN = (*SMALL, "--max-epochs", 1, "--budget", 200, "--window", 500, "--batch-size", 2)
 
 
 @dataclass(frozen=True)
