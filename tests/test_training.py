@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -328,6 +329,28 @@ def test_resume_without_a_run_starts_one(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run", max_epochs=1, resume=True, report=lines.append, **SMALL)
     assert lines[0] == f"nothing to resume in {tmp_path / 'run'}, begins anew"
     assert (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "mine").touch()
+    train(data, tmp_path, max_epochs=1, **SMALL)
+    assert (tmp_path / "cache" / "mine").exists()
+    for name in (CONFIG, METRICS):
+        other = tmp_path / name[:3]
+        other.mkdir()
+        (other / name).write_text("{}")
+        with pytest.raises(InputError, match="or choose another folder for the run"):
+            train(data, other, max_epochs=1, **SMALL)
+        assert (other / name).read_text() == "{}"
+
+
+def test_trained_weights_are_not_begun_anew(whole: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / CHECKPOINT).unlink()
+    with pytest.raises(InputError, match=rf"{CHECKPOINT}: is missing.*give --weights"):
+        train(data, tmp_path / "run", max_epochs=9, resume=True, **SMALL)
+    assert (tmp_path / "run" / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
 
 
 def test_a_damaged_checkpoint_is_one_line(data: Path, tmp_path: Path) -> None:

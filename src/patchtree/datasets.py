@@ -111,7 +111,9 @@ class DataSet:
         return any(pair.slide for pair in self.pairs)
 
 
-def find_data(root: str | os.PathLike[str]) -> DataSet:
+def find_data(
+    root: str | os.PathLike[str], labels: Mapping[str, int] | None = None, ignore: int | None = None
+) -> DataSet:
     """Find the images of a folder, their masks and the classes.
 
     Two layouts are known: ``images/`` and ``masks/`` with the same stems, and nnU-Net's ``imagesTr/CASE_0000.png`` (one
@@ -132,6 +134,11 @@ def find_data(root: str | os.PathLike[str]) -> DataSet:
     >>> find_data(root).labels
     {'background': 0, 'class 1': 1}
 
+    Args:
+        root: the folder.
+        labels: class name to id, where no ``dataset.json`` names them; None takes what the masks hold.
+        ignore: id of pixels without a label, beside `labels`.
+
     Raises:
         InputError: there is no such folder or layout, an image has no mask or a mask no image, ``dataset.json`` is
             damaged, or the ids in the masks make no list of classes.
@@ -139,16 +146,16 @@ def find_data(root: str | os.PathLike[str]) -> DataSet:
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give one with images/ and masks/ in it")
+    named = _read_labels(root / _JSON) or (labels and (dict(labels), ignore))
     if slides := find_slides(root):
-        labels, ignore = _read_labels(root / _JSON) or (label_names(slides), None)
+        labels, ignore = named or (label_names(slides), None)
         if ignore is None and any(one.drawn for one in slides):
             ignore = UNLABELLED
         legend = _read_legend(root / _JSON, [*labels, IGNORE])
         found = tuple(Pair(one.name, one.image, one.labels, slide=True, legend=legend) for one in slides)
         return DataSet(root, found, labels, ignore)
     pairs = _find_pairs(root)
-    named = _read_labels(root / _JSON)
-    if named is None:
+    if not named:
         return _with_labels_found(root, pairs)
     labels, ignore = named
     dataset = DataSet(root, pairs, labels, ignore)

@@ -25,7 +25,7 @@ WEIGHTS = "weights.safetensors"
 CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 LOGS = "logs"
-CACHE = "cache"
+CACHE = ".patchtree-cache"
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,8 @@ def train(
         raise InputError(f"{out}: is a file; choose a folder for the run")
     if main and not resume and any((out / name).exists() for name in (CHECKPOINT, WEIGHTS)):
         raise InputError(f"{out}: holds a run already; resume it (--resume), or choose another folder")
+    if main and checkpoint is None:
+        _check_out(out)
     if resume and checkpoint is None:
         say(f"nothing to resume in {out}, begins anew")
     config = None if checkpoint is None else load_config(out)
@@ -340,6 +342,26 @@ def _nothing_left(out: Path) -> Iterator[None]:
             with suppress(OSError):
                 out.rmdir()
         raise
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder in which a run that begins would overwrite what is not its own, or weights that are trained.
+
+    Raises:
+        InputError: it would.
+    """
+    metrics = (out / METRICS).read_text(encoding="utf-8", errors="replace") if (out / METRICS).exists() else ""
+    # Those of the first validation are written a step before the first checkpoint.
+    if (out / WEIGHTS).exists() and metrics.count("\n") > 2:
+        raise InputError(
+            f"{out / CHECKPOINT}: is missing, and the training cannot go on without it; "
+            f"choose another --out and give --weights {out / WEIGHTS}"
+        )
+    if metrics or (out / CONFIG).exists():
+        try:
+            load_config(out)
+        except InputError as error:
+            raise InputError(f"{error}; or choose another folder for the run") from error
 
 
 def _outputs(dataset: DataSet) -> dict[str, int]:

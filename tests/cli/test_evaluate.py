@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from patchtree.inference import load
 from patchtree.io.images import read_image, read_mask, write_mask
-from patchtree.runs import load_config
+from patchtree.runs import load_config, save_config
 
 from .conftest import Run, Trained, write_data
 
@@ -88,6 +89,18 @@ def test_labels_that_mean_something_else(run: Run, trained: Trained, tmp_path: P
     assert run("evaluate", trained.run, more).failed_with("'ring'")
     # Ids without names fit.
     assert run("evaluate", trained.run, write_data(tmp_path / "c")).code == 0
+
+
+def test_without_names_ids_mean_what_the_run_says(run: Run, trained: Trained, tmp_path: Path) -> None:
+    data, ignoring = write_data(tmp_path / "data", "x"), tmp_path / "run"
+    shutil.copytree(trained.run, ignoring)
+    save_config(ignoring, replace(load_config(trained.run), ignore=255))
+    mask = read_mask(data / "masks" / "x.png")
+    write_mask(data / "masks" / "x.png", np.where(mask == 1, 255, 0).astype(np.uint8))
+    result = run("evaluate", ignoring, data, "--json")
+    assert (result.code, result.err) == (0, "")
+    pixels = {name: scores["pixels"] for name, scores in result.json["classes"].items()}
+    assert pixels == {"background": int((mask == 0).sum()), "disc": 0}
 
 
 def test_bad_data(run: Run, trained: Trained, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import tifffile
 from patchtree.io.annotations import Annotations, Polygon, write_annotations
 from patchtree.io.images import write_image
 from patchtree.metrics import dice
-from patchtree.runs import load_config
+from patchtree.runs import CACHE, load_config
 from patchtree.training import train
 from slide_files import slide_set
 
@@ -64,7 +64,7 @@ def test_a_run_is_made(learnt: Learnt) -> None:
     assert lines[0].endswith(" windows; background, stained")
     assert "of 8 x 8 px for the tissue of a slide, by residual; windows of 500 px" in lines[1]
     assert "best Dice" in lines[-1]
-    assert not (learnt.run / "cache").exists()
+    assert not (learnt.run / CACHE).exists()
 
 
 def test_it_is_evaluated_on_whole_slides(run: Run, learnt: Learnt, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def evaluate(
     if classify:
         dataset = find_labelled(data, config.labels)
     else:
-        dataset = find_data(data)
+        dataset = find_data(data, config.labels, config.ignore)
         _check_labels(data, dataset, config)
     trained = {pair.name for pair in dataset.pairs} & set(config.train)
     left_out = 0 if everything else len(trained)

@@ -189,9 +189,9 @@ def predict_image(files: Sequence[Path], predictor: Predictor, wanted: Wanted, f
     Returns:
         What ``predict --json`` prints of an image.
     """
-    import numpy as np
 
     from patchtree.datasets import read_channels
+    from patchtree.ids import count_ids, likeliest
     from patchtree.io.images import write_image, write_mask
 
     started = perf_counter()
@@ -201,14 +201,14 @@ def predict_image(files: Sequence[Path], predictor: Predictor, wanted: Wanted, f
             ids = predictor(image, flips=flips)
         else:
             shares = predictor.probabilities(image, flips=flips)
-            ids = shares.argmax(-1)
+            ids = likeliest(shares)
     except InputError as error:
         raise InputError(f"{files[0]}: {error}") from error
     labels = predictor.config.labels
     if wanted.probabilities is not None:
         write_image(wanted.probabilities, shares)
     write_mask(wanted.mask, ids)
-    pixels = np.bincount(ids.reshape(-1), minlength=len(labels))
+    pixels = count_ids(ids, len(labels))
     return {
         "image": str(files[0]),
         "shape": list(image.shape),
