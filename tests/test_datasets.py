@@ -168,7 +168,9 @@ def test_255_is_left_alone_where_it_has_a_meaning(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ids", [[0, 1, 255], [0, 2], [0, 128, 255], list(range(40))])
 def test_ids_that_are_no_classes(tmp_path: Path, ids: list[int]) -> None:
     put(tmp_path, "a", np.array([ids], np.uint8))
-    with pytest.raises(InputError, match=r"which are no classes 0, 1, 2, ...; name the classes in dataset.json"):
+    with pytest.raises(
+        InputError, match=r"which are no classes 0, 1, 2, ...; renumber them .* name all in dataset.json"
+    ):
         find_data(tmp_path)
 
 

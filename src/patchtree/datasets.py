@@ -461,13 +461,16 @@ def _read_legend(path: Path, labels: Sequence[str]) -> Legend:
 
 def _with_labels_found(root: Path, pairs: tuple[Pair, ...]) -> DataSet:
     ids = _all_ids(pairs)
-    hint = 'name the classes in dataset.json, {"labels": {"background": 0, ...}}'
     if ids in ([0, 255], [255]):
         return _whitened(DataSet(root, pairs, {"background": 0, "class 1": 1}))
     top = max(ids[-1], 1)
     if ids[0] < 0 or top > _MOST_UNNAMED or set(range(1, top)) - set(ids):
         shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
-        raise InputError(f"{root}: the masks hold the ids {shown}, which are no classes 0, 1, 2, ...; {hint}")
+        named = '{"labels": {"background": 0, "tumour": 1, "ignore": 255}}'
+        raise InputError(
+            f"{root}: the masks hold the ids {shown}, which are no classes 0, 1, 2, ...; renumber them (objects with "
+            f"numbers are of one class), or if some are absent or to be ignored, name all in dataset.json, {named}"
+        )
     return DataSet(root, pairs, {"background": 0} | {f"class {label}": label for label in range(1, top + 1)})
 
 
