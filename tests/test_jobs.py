@@ -177,6 +177,12 @@ def test_a_bad_row_of_a_manifest_is_told_and_the_others_are_done(text: bytes, to
     assert (found, [str(one) for one in told_there]) == (inputs, [str(error)])
 
 
+def test_a_file_may_be_in_a_manifest_twice(tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text("path,name,mpp\na.png,one,0.25\na.png,two,0.5\na.png,two,0.5\n")
+    inputs, errors = find_inputs([str(tmp_path / "a.png")], tmp_path / "all.csv")
+    assert ([(one.name, one.mpp) for one in inputs], errors) == ([("one", 0.25), ("two", 0.5)], [])
+
+
 def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"list\.csv: cannot be read, no such file"):
         read_manifest(tmp_path / "list.csv")

@@ -152,6 +152,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(data: Path, whole: Path
     assert said == ""
     assert checkpoint(tmp_path / "run")["global_step"] == 5
     assert len(rows(tmp_path / "run")) == 3
+    with (tmp_path / "run" / METRICS).open("a", encoding="utf-8") as file:
+        file.write("8,0.")  # a row that was being written
     train(data, tmp_path / "run", max_epochs=4, resume=True, **HERE)
     assert_same(tmp_path / "run", whole)
 
@@ -353,6 +355,13 @@ def test_trained_weights_are_not_begun_anew(whole: Path, data: Path, tmp_path: P
     assert (tmp_path / "run" / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
 
 
+def test_an_empty_table_hinders_nothing(data: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / METRICS).write_bytes(b"")
+    train(data, tmp_path / "run", max_epochs=4, resume=True, **HERE)
+    assert not (tmp_path / "run" / METRICS).read_bytes()
+
+
 def test_a_damaged_checkpoint_is_one_line(data: Path, tmp_path: Path) -> None:
     for content in (b"", b"not a checkpoint"):
         (tmp_path / CHECKPOINT).write_bytes(content)
@@ -374,6 +383,7 @@ def test_a_damaged_checkpoint_is_one_line(data: Path, tmp_path: Path) -> None:
         {"freeze": 3},
         {"freeze": 1, "lora": 2},
         {"strategy": "fsdp"},
+        {"seed": -1},
     ],
 )
 def test_what_is_not_possible_is_refused(data: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:

@@ -75,7 +75,8 @@ def find_inputs(
         The inputs, and what is wrong with each path that names none.
     """
     found: dict[str, Input] = {}
-    errors = []
+    errors: list[InputError] = []
+    rows: list[Input] = []
     for path in paths:
         try:
             for one in _expand(os.fspath(path)):
@@ -85,11 +86,11 @@ def find_inputs(
     if manifest is not None:
         try:
             rows, wrong = read_manifest(manifest)
-            found.update((one.path, one) for one in rows)
             errors += wrong
         except InputError as error:
             errors.append(error)
-    return list(found.values()), errors
+    listed = {one.path for one in rows}
+    return [*(one for one in found.values() if one.path not in listed), *dict.fromkeys(rows)], errors
 
 
 def read_manifest(path: str | os.PathLike[str]) -> tuple[list[Input], list[InputError]]:

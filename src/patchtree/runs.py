@@ -25,7 +25,7 @@ WEIGHTS = "weights.safetensors"
 CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 LOGS = "logs"
-CACHE = ".patchtree-cache"
+CACHE = "patchtree-cache"
 
 
 @dataclass(frozen=True)

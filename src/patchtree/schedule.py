@@ -143,8 +143,10 @@ class Course(Callback):
             self.best, self.best_step = float(about[self.score.lower()]), int(about["step"])
         if (self.out / METRICS).exists():
             with (self.out / METRICS).open(newline="", encoding="utf-8") as file:
-                header, *rows = csv.reader(file)
-            self._write([header, *(row for row in rows if int(row[0]) <= self.first_step)])
+                rows = list(csv.reader(file))
+            # What was being written when the training was killed is not whole.
+            whole = [row for row in rows[1:] if len(row) == len(rows[0])]
+            self._write([*rows[:1], *(row for row in whole if int(row[0]) <= self.first_step)])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the training, which leaves out what was done before."""

@@ -178,6 +178,8 @@ def train(
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     if workers is not None and workers < 0:
         raise InputError(f"workers {workers} is not possible; give 0 or more")
+    if seed is not None and seed < 0:
+        raise InputError(f"seed {seed} is not possible; give 0 or more")
     precision = precision or choose_precision(accelerator)
     _check_machines(accelerator, devices, num_nodes, strategy, precision)
     main = rank_zero_only.rank == 0  # type: ignore[attr-defined]

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rich.table import Table
 
+from patchtree.cli.common import print_table
 from patchtree.inference import load
 from patchtree.io.images import read_image, read_mask, write_mask
 from patchtree.runs import load_config, save_config
@@ -74,6 +76,12 @@ def test_a_class_that_is_nowhere_has_no_score(run: Run, trained: Trained, tmp_pa
     assert scores["classes"]["disc"]["pixels"] == 0
     assert scores["classes"]["background"]["dice"] > 0.5
     assert set(scores["by_image"]) == {"x", "y"}
+
+
+def test_tables_are_whole_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(*("a long name of a class" for _ in range(12)))
+    print_table(table)
+    assert capsys.readouterr().out.count("a long name of a class") == 12
 
 
 def test_flips_are_used(run: Run, trained: Trained) -> None:

@@ -137,6 +137,15 @@ def test_a_line_a_picture_and_a_point(run: Run, tmp_path: Path) -> None:
     assert counts == {"point": 1, "line": 1024, "row": 188}
 
 
+@pytest.mark.parametrize("name", ["photo.jfif", "photo"])
+def test_what_a_file_is_decides(name: str, run: Run, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / name, format="JPEG")
+    result = run("patch", tmp_path / name, "--out", tmp_path / "out")
+    assert (result.code, result.err) == (0, "")
+    assert "120 x 90 px, 3 channels" in result.out
+
+
 def test_cmyk(run: Run, tmp_path: Path) -> None:
     Image.fromarray(picture()).convert("CMYK").save(tmp_path / "print.jpg")
     result = run("patch", tmp_path / "print.jpg", "--out", tmp_path / "out", "--budget", "100", "--json")

@@ -14,6 +14,7 @@ from PIL import Image
 from patchtree.cli.predict import _outline
 from patchtree.errors import InputError
 from patchtree.io import outlines
+from patchtree.io.annotations import Annotations
 from patchtree.io.images import read_image, write_image
 from patchtree.io.pyramids import write_class_map
 from patchtree.io.slides import open_slide
@@ -267,6 +268,28 @@ def test_pixel_sizes_that_differ_or_are_not_there(run: Run, trained: Trained, sl
     result = run("predict", trained.run, bare, "--out", tmp_path / "out")
     assert result.code == 0
     assert "has no pixel size, so its mask has none; --mpp sets it" in result.err
+
+
+def test_a_mask_that_cannot_be_read_has_not_too_many_corners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> Annotations:
+        if given[-1] == 0:
+            raise InputError("ids.tif: a tile cannot be read")
+        return whole(*given)  # type: ignore[arg-type]
+
+    whole = outlines.outline_slide
+
+    write_class_map(tmp_path / "ids.tif", (800, 1200), lambda y0, x0, y1, x1: np.zeros((y1 - y0, x1 - x0), np.uint8))
+    monkeypatch.setattr(outlines, "outline_slide", fail)
+    with open_slide(tmp_path / "ids.tif") as mask, pytest.raises(InputError, match="a tile cannot be read"):
+        _outline(mask, {"glass": 0, "cells": 1})
+
+
+def test_what_is_for_slides_is_refused_for_images(run: Run, trained: Trained, slide: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "photo.png", picture())
+    for words in (["--mpp", "0.5"], ["--min-mpp", "1"]):
+        result = run("predict", trained.run, slide, tmp_path / "photo.png", "--out", tmp_path / "out", *words)
+        assert result.failed_with("photo.png", "are for slides")
+    assert not (tmp_path / "out").exists()
 
 
 def test_outlines_of_too_many_corners_are_those_of_a_coarser_level(

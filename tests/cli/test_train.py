@@ -63,6 +63,7 @@ def test_every_option_reaches_the_library(run: Run, tmp_path: Path, monkeypatch:
         "batch_size": 2,
         "lr": 0.01,
         "workers": 3,
+        "accelerator": "cpu",
         "devices": 2,
         "num_nodes": 4,
         "strategy": "ddp",

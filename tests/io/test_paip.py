@@ -9,7 +9,7 @@ import tifffile
 from patchtree import InputError, Tree
 from patchtree.io.annotations import read_annotations
 from patchtree.io.coverage import count_slide_labels, rasterise
-from patchtree.io.paip import find_cases
+from patchtree.io.paip import find_cases, holds_cases
 from patchtree.io.slides import open_slide
 
 SHAPE = (700, 900)
@@ -70,6 +70,16 @@ def test_masks_and_polygons_of_a_case_agree(tmp_path: Path) -> None:
     assert counts[..., 1].sum() == 300 * 350 - 50 * 50
     both = rasterise(annotations, {"background": 0, "whole": 1, "viable": 1}, tree)
     np.testing.assert_array_equal(both, around)
+
+
+def test_names_are_those_of_one_case(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in ("01.SVS", "01_viable.TIF"):
+            (tmp_path / folder / name).touch()
+    assert holds_cases(tmp_path)
+    with pytest.raises(InputError, match=r"01.SVS: has the same name as .*01.SVS; rename one of the two"):
+        find_cases(tmp_path)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from patchtree.errors import InputError
+from patchtree.io import tiff
 from patchtree.io.images import image_size, read_image, read_mask, write_image, write_mask
 
 RNG = np.random.default_rng(0)
@@ -268,3 +269,12 @@ def test_large_masks_are_tiled_and_small(tmp_path: Path) -> None:
     assert path.stat().st_size < ids.nbytes / 50
     with tifffile.TiffFile(path) as tif:
         assert tif.pages[0].is_tiled
+
+
+def test_what_may_not_fit_has_64_bit_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiff, "_CLASSIC", 10_000)
+    for side, big in ((99, False), (101, True)):
+        tiff.write(tmp_path / "a.tif", np.zeros((side, side), np.uint8))
+        with tifffile.TiffFile(tmp_path / "a.tif") as file:
+            assert file.is_bigtiff is big
+        assert tiff.read(tmp_path / "a.tif").samples.shape[:2] == (side, side)

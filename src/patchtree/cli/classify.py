@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from patchtree.cli.common import make_folder, print_json, tell_error
+from patchtree.cli.common import as_number, make_folder, print_json, print_table, tell_error
 from patchtree.cli.progress import progress
 from patchtree.errors import InputError
 
@@ -127,7 +127,7 @@ def score_labels(
         "images": len(pairs),
         **{name.replace(" ", "_"): score for name, score in scores.items()},
         "classes": {
-            label: {name: _number(values[at]) for name, values in each.items()} | {"images": int(table[at].sum())}
+            label: {name: as_number(values[at]) for name, values in each.items()} | {"images": int(table[at].sum())}
             for at, label in enumerate(labels)
         },
         "confusion": {
@@ -139,7 +139,6 @@ def score_labels(
 
 def print_scores(result: dict[str, Any]) -> None:
     """Print the scores of `score_labels` for a person."""
-    from rich.console import Console
     from rich.table import Table
 
     names = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -152,7 +151,7 @@ def print_scores(result: dict[str, Any]) -> None:
         each = ("-" if scores[name] is None else f"{scores[name]:.4f}" for name in ("precision", "recall", "f1"))
         given = (f"{count:,}" for count in result["confusion"][label].values())
         table.add_row(label, *each, f"{scores['images']:,}", *given)
-    Console().print(table)
+    print_table(table)
 
 
 def _predict_label(one: Input, predictor: Predictor, labels: Sequence[str], flips: bool) -> dict[str, Any]:
@@ -185,9 +184,3 @@ def _describe(result: dict[str, Any]) -> str:
     """Say in a line what became of an image."""
     share = result["probabilities"][result["label"]]
     return f"{result['image']}: {result['label']} {share:.1%}; {result['seconds']:.2f} s"
-
-
-def _number(value: Any) -> float | None:
-    """Give a number as JSON can hold it."""
-    number = float(value)
-    return None if number != number else number

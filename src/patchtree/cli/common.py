@@ -24,6 +24,8 @@ from patchtree.cli.progress import Step, progress
 from patchtree.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from patchtree.io.slides import Slide
     from patchtree.jobs import Input
 
@@ -221,6 +223,19 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
+def print_table(table: Table) -> None:
+    """Print a table on stdout: as wide as it is, but where a person reads it on a terminal."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+
+
+def as_number(value: Any) -> float | None:
+    """Give a number as JSON can hold it: None for NaN."""
+    number = float(value)
+    return None if number != number else number
+
+
 def gather_inputs(paths: Sequence[str] | None, manifest: Path | None) -> tuple[list[Input], int]:
     """List what to work on; tells what is wrong with each path that names nothing, and counts those.
 
@@ -239,11 +254,16 @@ def gather_inputs(paths: Sequence[str] | None, manifest: Path | None) -> tuple[l
 
 def opens_as_slide(one: Input) -> bool:
     """Tell whether an input is opened as a slide; what only looks like one is, to be told what is wrong with it."""
-    from patchtree.io.images import IMAGE_SUFFIXES
+    from patchtree.io.images import IMAGE_SUFFIXES, is_still
     from patchtree.io.slides import is_slide
     from patchtree.io.slides.source import is_url
+    from patchtree.jobs import SLIDE_SUFFIXES
 
-    return is_url(one.path) or Path(one.path).suffix.lower() not in IMAGE_SUFFIXES or is_slide(one.path)
+    suffix = Path(one.path).suffix.lower()
+    # Some scanners' files begin as a JPEG does.
+    if not is_url(one.path) and (suffix in IMAGE_SUFFIXES or (suffix not in SLIDE_SUFFIXES and is_still(one.path))):
+        return is_slide(one.path)
+    return True
 
 
 def open_input(one: Input, skip_bad_tiles: bool = False) -> Slide:

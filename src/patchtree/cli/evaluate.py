@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchtree.cli.classify import print_scores, score_labels
-from patchtree.cli.common import Device, Flips, Json, Run, given, print_json, verb
+from patchtree.cli.common import Device, Flips, Json, Run, as_number, given, print_json, print_table, verb
 from patchtree.cli.progress import progress
 from patchtree.errors import InputError
 
@@ -121,32 +121,26 @@ def score(
         "images": len(pairs),
         "classes": {
             label: {
-                "dice": _number(dice(total)[at]),
-                "iou": _number(iou(total)[at]),
-                "mean_dice": _number(dices[:, at].nanmean()),
-                "mean_iou": _number(ious[:, at].nanmean()),
+                "dice": as_number(dice(total)[at]),
+                "iou": as_number(iou(total)[at]),
+                "mean_dice": as_number(dices[:, at].nanmean()),
+                "mean_iou": as_number(ious[:, at].nanmean()),
                 "pixels": int(total[at].sum()),
             }
             for at, label in enumerate(labels)
         },
-        "dice": _number(dice(total)[foreground].nanmean()),
-        "iou": _number(iou(total)[foreground].nanmean()),
-        "mean_dice": _number(dices[:, foreground].nanmean(0).nanmean()),
-        "mean_iou": _number(ious[:, foreground].nanmean(0).nanmean()),
+        "dice": as_number(dice(total)[foreground].nanmean()),
+        "iou": as_number(iou(total)[foreground].nanmean()),
+        "mean_dice": as_number(dices[:, foreground].nanmean(0).nanmean()),
+        "mean_iou": as_number(ious[:, foreground].nanmean(0).nanmean()),
         "by_image": {
             pair.name: {
-                label: {"dice": _number(dices[row, at]), "iou": _number(ious[row, at])}
+                label: {"dice": as_number(dices[row, at]), "iou": as_number(ious[row, at])}
                 for at, label in enumerate(labels)
             }
             for row, pair in enumerate(pairs)
         },
     }
-
-
-def _number(value: Any) -> float | None:
-    """Give a number as JSON can hold it."""
-    number = float(value)
-    return None if number != number else number
 
 
 def _check_labels(data: Path, dataset: DataSet, config: RunConfig) -> None:
@@ -168,7 +162,6 @@ def _check_labels(data: Path, dataset: DataSet, config: RunConfig) -> None:
 
 def _print_table(result: dict[str, Any]) -> None:
     """Print the scores for a person."""
-    from rich.console import Console
     from rich.table import Table
 
     names = ("dice", "iou", "mean_dice", "mean_iou")
@@ -179,7 +172,7 @@ def _print_table(result: dict[str, Any]) -> None:
     for label, scores in result["classes"].items():
         table.add_row(label, *(_say(scores[name]) for name in names), f"{scores['pixels']:,}")
     table.add_row("mean of classes but the first", *(_say(result[name]) for name in names), style="bold")
-    Console().print(table)
+    print_table(table)
 
 
 def _say(score: float | None) -> str:

@@ -159,10 +159,13 @@ def predict(
     slides = [one for one in inputs if opens_as_slide(one)]
     if slides and flips:
         raise InputError(f"{slides[0].path}: --flips is for images, not for slides; predict slides without it")
+    others = [one for one in inputs if one not in slides]
+    if others and (mpp, min_mpp) != (None, None):
+        raise InputError(f"{others[0].path}: --mpp and --min-mpp are for slides; predict images without them")
     model = fingerprint({}, (run / CONFIG, run / WEIGHTS))
     settings = {"model": model, "flips": flips, "format": format.value, "min_mpp": min_mpp}
     options = {"probabilities": probabilities, "geojson": geojson, "overlay": overlay}
-    jobs, missed = _image_jobs([one for one in inputs if one not in slides], predictor, out, options, flips, settings)
+    jobs, missed = _image_jobs(others, predictor, out, options, flips, settings)
     for one in slides:
         one = one if one.mpp is not None else replace(one, mpp=mpp)
         wanted = _wanted(out, one.name, ".ome.tif" if format is Format.ome_tiff else ".tif", options, ".zarr")
@@ -430,12 +433,12 @@ def _outlined(labels: Mapping[str, int]) -> dict[str, int]:
 def _outline(mask: Slide, labels: Mapping[str, int]) -> Annotations:
     """Outline a slide's mask, at the finest level that can be."""
     from patchtree.io.colours import class_colours
-    from patchtree.io.outlines import outline_slide
+    from patchtree.io.outlines import TooManyCorners, outline_slide
 
     for level in range(len(mask.levels)):
         try:
             found = outline_slide(mask, _outlined(labels), class_colours(labels), _TOLERANCE, level)
-        except InputError:
+        except TooManyCorners:
             if level == len(mask.levels) - 1:
                 raise
             continue

@@ -9,6 +9,7 @@ import typer
 
 from patchtree.cli.common import given, verb
 from patchtree.cli.train import (
+    Accelerator,
     BatchSize,
     Budget,
     DetailOption,
@@ -49,6 +50,7 @@ def pretrain(
     lr: Rate = None,
     seed: Seed = None,
     workers: Workers = None,
+    accelerator: Accelerator = None,
     devices: Devices = None,
     num_nodes: Nodes = None,
     strategy: Strategy = None,
@@ -82,6 +84,7 @@ def pretrain(
         lr=lr,
         seed=seed,
         workers=workers,
+        accelerator=accelerator,
         devices=as_devices(devices),
         num_nodes=num_nodes,
         strategy=strategy,

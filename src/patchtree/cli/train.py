@@ -51,7 +51,9 @@ Resume = Annotated[
 PatchSize = Annotated[int | None, typer.Option(help="Pixels on a side of a patch.", rich_help_panel=_PATCHES)]
 Budget = Annotated[
     int | None,
-    typer.Option(help="Patches for an image of the median area (default: by the area).", rich_help_panel=_PATCHES),
+    typer.Option(
+        help="Patches for an image of the median area (default: by labels and area).", rich_help_panel=_PATCHES
+    ),
 ]
 DetailOption = Annotated[DetailName | None, typer.Option(help="Where patches are small.", rich_help_panel=_PATCHES)]
 Model = Annotated[
@@ -80,6 +82,12 @@ Rate = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Of everything random.", rich_help_panel=_TRAINING)]
 Workers = Annotated[int | None, typer.Option(help="Processes that make samples.", rich_help_panel=_MACHINE)]
+Accelerator = Annotated[
+    str | None,
+    typer.Option(
+        help="As Lightning's Trainer: cpu, gpu, ... (default: a GPU if there is one).", rich_help_panel=_MACHINE
+    ),
+]
 Devices = Annotated[
     str | None, typer.Option(help="As Lightning's Trainer: a number, 0,1 or auto.", rich_help_panel=_MACHINE)
 ]
@@ -143,6 +151,7 @@ def train(
     lr: Rate = None,
     seed: Seed = None,
     workers: Workers = None,
+    accelerator: Accelerator = None,
     devices: Devices = None,
     num_nodes: Nodes = None,
     strategy: Strategy = None,
@@ -187,6 +196,7 @@ def train(
         lr=lr,
         seed=seed,
         workers=workers,
+        accelerator=accelerator,
         devices=as_devices(devices),
         num_nodes=num_nodes,
         strategy=strategy,

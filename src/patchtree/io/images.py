@@ -204,6 +204,14 @@ def _kind(path: Path) -> str:
     raise InputError(f"{path}: not an image in PNG, JPEG, TIFF, BMP, WebP or GIF; convert it to one of these")
 
 
+def is_still(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as images but TIFFs do, whatever its suffix."""
+    try:
+        return _kind(Path(path)) != "TIFF"
+    except InputError:
+        return False
+
+
 def _read(path: Path) -> Raster:
     kind = _kind(path)
     return tiff.read(path) if kind == "TIFF" else stills.read(path, kind)

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _MOST_CORNERS = 3_000_000  # some 0.7 GB with the polygons made of them
 
 
+class TooManyCorners(InputError):
+    """A mask has more corners than are held in memory."""
+
+
 def outline(
     rows: Iterable[NDArray[np.integer]],
     labels: Mapping[str, int],
@@ -136,7 +140,7 @@ def _find_corners(rows: Iterable[NDArray[np.integer]], ids: list[int]) -> dict[i
             total += len(corners.y)
             found[id_].append(corners)
         if total > _MOST_CORNERS:
-            raise InputError(
+            raise TooManyCorners(
                 f"the mask has more than {_MOST_CORNERS:,} corners, too many to outline; "
                 "take a smaller level of its pyramid, or smooth it"
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from patchtree.errors import InputError
 
 _SLIDE, _VIABLE, _WHOLE = ".svs", "_viable", "_whole"
+_VIABLES = (_VIABLE + ".tif", _VIABLE + ".tiff")
 _MASKS = tuple(part + suffix for part in (_VIABLE, _WHOLE) for suffix in (".tif", ".tiff"))
 
 
@@ -34,7 +35,7 @@ class Case:
 
 def holds_cases(root: str | os.PathLike[str]) -> bool:
     """Whether there is a mask of a case in a folder or the folders in it."""
-    return any(Path(root).rglob(f"*{_VIABLE}.tif*"))
+    return any(file.name.lower().endswith(_VIABLES) for file in Path(root).rglob(f"*{_VIABLE}.*"))
 
 
 def without_masks(names: Iterable[str]) -> list[str]:
@@ -67,7 +68,8 @@ def find_cases(root: str | os.PathLike[str]) -> tuple[Case, ...]:
     Source: Y. J. Kim et al., PAIP 2019: Liver cancer segmentation challenge, Medical Image Analysis 67, 2021.
 
     Raises:
-        InputError: there is no such folder, no case in it, a slide without its mask or a mask without its slide.
+        InputError: there is no such folder, no case in it, a slide without its mask, a mask without its slide, or two
+            slides of one name.
     """
     root = Path(root)
     if not root.is_dir():
@@ -77,7 +79,7 @@ def find_cases(root: str | os.PathLike[str]) -> tuple[Case, ...]:
         for file in sorted(root.rglob("*"))
         if file.suffix.lower() in (".svs", ".tif", ".tiff", ".xml") and not file.name.startswith(".")
     }
-    cases = []
+    cases: dict[str, Case] = {}
     for (folder, name, suffix), slide in files.items():
         if suffix != _SLIDE:
             continue
@@ -87,8 +89,10 @@ def find_cases(root: str | os.PathLike[str]) -> tuple[Case, ...]:
         )
         if viable is None:
             raise InputError(f"{slide}: has no mask {name}{_VIABLE}.tif beside it; add it, or move the slide elsewhere")
-        cases.append(Case(name, slide, viable, whole, files.get((folder, name, ".xml"))))
-    used = {case.viable for case in cases}
+        if name in cases:
+            raise InputError(f"{slide}: has the same name as {cases[name].slide}; rename one of the two, and its masks")
+        cases[name] = Case(name, slide, viable, whole, files.get((folder, name, ".xml")))
+    used = {case.viable for case in cases.values()}
     for (_, name, _), file in files.items():
         if name.endswith(_VIABLE) and file not in used:
             raise InputError(
@@ -96,4 +100,4 @@ def find_cases(root: str | os.PathLike[str]) -> tuple[Case, ...]:
             )
     if not cases:
         raise InputError(f"{root}: no CASE.svs with CASE_viable.tif in it; give the folder of PAIP 2019's slides")
-    return tuple(cases)
+    return tuple(cases.values())
