@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+# One thread for torch, here and in the processes that tests start: small tensors are slower on many.
+os.environ["OMP_NUM_THREADS"] = "1"
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
-
-
-def pytest_runtest_setup() -> None:
-    """One thread for torch, as soon as something has imported it: small tensors are slower on many."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -63,6 +63,9 @@ def test_nnunet_layout(tmp_path: Path) -> None:
     image = dataset.pairs[0].read_image()
     assert image.shape == (2, 3, 2)
     assert image[0, 0].tolist() == [0, 1]
+    for folder in ("images", "labels"):  # a test set alone
+        (tmp_path / f"{folder}Tr").rename(tmp_path / f"{folder}Ts")
+    assert [pair.name for pair in find_data(tmp_path).pairs] == ["x_01", "x_02"]
 
 
 @pytest.mark.parametrize(

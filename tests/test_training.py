@@ -6,7 +6,6 @@ import csv
 import itertools
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -76,9 +75,8 @@ def checkpoint(run: Path) -> dict[str, Any]:
 
 def run_python(script: str, *arguments: object, expected: int = 0) -> str:
     """Run a script in a process of its own and give what it says on standard error."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == expected, done.stderr
     return done.stderr
 

@@ -23,7 +23,7 @@ from patchtree.io.slides import open_slide
 from patchtree.slide_sets import UNLABELLED, find_slides, label_names
 
 _JSON = "dataset.json"
-_LAYOUTS = (("images", "masks"), ("imagesTr", "labelsTr"))
+_LAYOUTS = (("images", "masks"), ("imagesTr", "labelsTr"), ("imagesTs", "labelsTs"))
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 # More ids than this without names are no classes but numbered objects, or grey levels.
 _MOST_UNNAMED = 32
@@ -117,9 +117,9 @@ def find_data(
     """Find the images of a folder, their masks and the classes.
 
     Two layouts are known: ``images/`` and ``masks/`` with the same stems, and nnU-Net's ``imagesTr/CASE_0000.png`` (one
-    file a channel) with ``labelsTr/CASE.png``. ``dataset.json`` names the classes: ``{"labels": {"background": 0,
-    "tumour": 1, "ignore": 255}}``, ids 0, 1, ... without gaps, ``ignore`` being no class. Without it the ids in the
-    masks are the classes.
+    file a channel) with ``labelsTr/CASE.png``, or ``imagesTs/`` and ``labelsTs/`` alone. ``dataset.json`` names the
+    classes: ``{"labels": {"background": 0, "tumour": 1, "ignore": 255}}``, ids 0, 1, ... without gaps, ``ignore`` being
+    no class. Without it the ids in the masks are the classes.
 
     Masks of 0 and 255 alone, where 255 has no name, are read as 0 and 1, and a warning says so.
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import track
 
 from patchtree.data import DataModule, Whole, warn_unmet
 from patchtree.datasets import DataSet, check_data, choose, find_data, split_data
@@ -234,7 +237,8 @@ def train(
         options = Options(**config.options)
         check_same(out, asked, options)
         built = _tune(build(labels=config.labels, **config.model, classify=classify), options)
-    parts = _open_data(dataset, config, options, out / CACHE, _workers(workers))
+    shown = main and (sys.stderr.isatty() if progress is None else progress)
+    parts = _open_data(dataset, config, options, out / CACHE, _workers(workers), shown)
     with _nothing_left(out):
         parts.prepare_data()
         parts.setup()
@@ -273,7 +277,6 @@ def train(
             return out
         parts.start = course.samples
     del checkpoint
-    shown = sys.stderr.isatty() if progress is None else progress
     with _quiet():
         trainer = Trainer(
             accelerator=accelerator,
@@ -288,7 +291,7 @@ def train(
             gradient_clip_val=_CLIP,
             log_every_n_steps=10,
             logger=TensorBoardLogger(out, name=LOGS, version="", default_hp_metric=False, purge_step=course.first_step),
-            callbacks=[average, course, *([Bar(course)] if shown and main else [])],
+            callbacks=[average, course, *([Bar(course)] if shown else [])],
             default_root_dir=out,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -371,8 +374,11 @@ def _outputs(dataset: DataSet) -> dict[str, int]:
     return dataset.labels or {f"channel {channel}": channel for channel in range(dataset.pairs[0].look()[0][2])}
 
 
-def _open_data(dataset: DataSet, config: RunConfig, options: Options, cache: Path, workers: int) -> DataModule:
-    """Make the data of a run."""
+def _open_data(
+    dataset: DataSet, config: RunConfig, options: Options, cache: Path, workers: int, shown: bool
+) -> DataModule:
+    """Make the data of a run; a bar tells how far the decoding is, where it is shown."""
+    bar = partial(track, description="Reading", console=Console(stderr=True), transient=True)
     return (ImageData if options.task == "classify" else SlideModule if dataset.slides else DataModule)(
         choose(dataset, config.train),
         choose(dataset, config.val),
@@ -389,6 +395,7 @@ def _open_data(dataset: DataSet, config: RunConfig, options: Options, cache: Pat
         seed=options.seed,
         mean=config.mean or None,
         std=config.std or None,
+        progress=bar if shown else None,
     )
 
 

@@ -84,6 +84,14 @@ def test_every_option_reaches_the_library(run: Run, tmp_path: Path, monkeypatch:
     assert asked["devices"] == "0,1"
 
 
+def test_json_says_what_the_run_became(run: Run, trained: Trained) -> None:
+    result = run("train", trained.data, "--out", trained.run, "--resume", "--max-epochs", 4, "--json")
+    assert result.code == 0
+    assert "is complete" in result.err
+    (said,) = run("info", trained.run, "--json").json
+    assert result.json == said
+
+
 def test_a_folder_that_holds_a_run(run: Run, trained: Trained) -> None:
     before = (trained.run / "weights.safetensors").read_bytes()
     assert run("train", trained.data, "--out", trained.run, *TRAIN).failed_with(str(trained.run), "--resume")

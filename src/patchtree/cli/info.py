@@ -76,11 +76,11 @@ def _reader(path: str) -> Callable[[str], dict[str, Any]]:
     if is_url(path) or Path(path).suffix.lower() in SLIDE_SUFFIXES or is_slide(path):
         return _slide
     if Path(path).is_dir():
-        if any(Path(path, name).is_dir() for name in ("images", "imagesTr")):
+        if any(Path(path, name).is_dir() for name in ("images", "imagesTr", "imagesTs")):
             return _data
         if Path(path, CONFIG).exists():
-            return _run
-        return _outputs if States.find(path) else _data if holds_cases(path) else _run
+            return describe_run
+        return _outputs if States.find(path) else _data if holds_cases(path) else describe_run
     head = b""
     if Path(path).is_file():
         with suppress(OSError), Path(path).open("rb") as file:
@@ -235,7 +235,12 @@ def _describe_tree(tree: Any) -> dict[str, Any]:
     }
 
 
-def _run(path: str) -> dict[str, Any]:
+def describe_run(path: str) -> dict[str, Any]:
+    """Say what a run is and how far it came, as ``--json`` prints it.
+
+    Raises:
+        InputError: it is none, or is damaged.
+    """
     from patchtree.runs import CONFIG, METRICS, SCORES, WEIGHTS, load_config
 
     if not Path(path, CONFIG).exists():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from patchtree.cli.common import given, verb
+from patchtree.cli.common import Json, given, verb
 from patchtree.cli.train import (
     Accelerator,
     BatchSize,
@@ -29,6 +29,7 @@ from patchtree.cli.train import (
     Window,
     Workers,
     as_devices,
+    print_run,
 )
 
 
@@ -55,6 +56,7 @@ def pretrain(
     num_nodes: Nodes = None,
     strategy: Strategy = None,
     precision: Precision = None,
+    json: Json = False,
 ) -> None:
     """Learn from images without labels: paint hidden patches from the others.
 
@@ -91,3 +93,5 @@ def pretrain(
         precision=precision,
     )
     train(data, out, task="pretrain", report=lambda line: typer.echo(line, err=True), **options)
+    if json:
+        print_run(out)

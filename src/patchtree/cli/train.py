@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from patchtree.cli.common import DetailName, given, parse_time, verb
+from patchtree.cli.common import DetailName, Json, given, parse_time, print_json, verb
 
 _PATCHES, _TRAINING, _MACHINE = "Patches and model", "Training", "Machines"
 
@@ -105,6 +105,16 @@ def as_devices(text: str | None) -> int | str | None:
     return int(text) if text is not None and text.isdecimal() else text
 
 
+def print_run(out: Path) -> None:
+    """Print what `info` says of a run as JSON, from one of its processes."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from patchtree.cli.info import describe_run
+
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        print_json({"path": str(out), **describe_run(str(out))})
+
+
 @verb
 def train(
     data: Annotated[
@@ -156,6 +166,7 @@ def train(
     num_nodes: Nodes = None,
     strategy: Strategy = None,
     precision: Precision = None,
+    json: Json = False,
 ) -> None:
     """Train a transformer on the adaptive patches of images and their masks.
 
@@ -203,3 +214,5 @@ def train(
         precision=precision,
     )
     train(data, out, report=lambda line: typer.echo(line, err=True), **options)
+    if json:
+        print_run(out)
