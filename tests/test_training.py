@@ -29,7 +29,6 @@ from patchtree.inference import evaluate, load
 from patchtree.io.images import write_image, write_mask
 from patchtree.metrics import dice
 from patchtree.models.choose import build, build_classifier, build_model
-from patchtree.muon import Float32Muon
 from patchtree.options import choose_options
 from patchtree.patcher import Patches
 from patchtree.runs import CHECKPOINT, CONFIG, METRICS, WEIGHTS, load_config, weights_metadata
@@ -450,13 +449,6 @@ def test_muon_trains_the_reference_model(data: Path, tmp_path: Path) -> None:
         assert load_config(out).options["muon"] is muon
         states = checkpoint(out)["optimizer_states"][0]["state"].values()
         assert any("momentum_buffer" in state for state in states) is muon
-
-
-@pytest.mark.parametrize("quick", [True, False])
-def test_muon_orthogonalises_in_what_is_quick(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patchtree.tasks.half_is_quick", lambda device: quick)
-    task = Task(build_model("patchtree:tiny", 2, patch_size=8), lr=1e-3, muon=True)
-    assert isinstance(task.configure_optimizers(), Float32Muon) is not quick
 
 
 def test_rare_classes_of_images_count_for_more() -> None:

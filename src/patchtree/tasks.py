@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from timm.optim.muon import Muon
 from torch import Tensor, distributed
 
 from patchtree.data import Batch
 from patchtree.losses import loss_of_sums, loss_sums
 from patchtree.metrics import Confusion, classification_scores, dice, mean_dice, recall
-from patchtree.models.precision import half_is_quick, half_where_quick
+from patchtree.models.precision import half_where_quick
 from patchtree.models.segmenter import Segmenter
 from patchtree.models.tuning import kept_weights, weight_groups
-from patchtree.muon import Float32Muon
+from patchtree.muon import StackedMuon
 from patchtree.tokens import Tokens
 
 _WEIGHT_DECAY, _BETAS = 0.05, (0.9, 0.999)
@@ -111,8 +110,7 @@ class Task(LightningModule):
         """
         groups = weight_groups(self.model, self.depths, _WEIGHT_DECAY, self.layer_decay)
         if self.muon:
-            kind = Muon if half_is_quick(self.device) else Float32Muon
-            return kind(groups, lr=self.lr, nesterov=True, betas=_BETAS)
+            return StackedMuon(groups, lr=self.lr, nesterov=True, betas=_BETAS)
         return torch.optim.AdamW(groups, lr=self.lr, betas=_BETAS)
 
     def kept(self, average: Mapping[str, Tensor]) -> dict[str, Tensor]:

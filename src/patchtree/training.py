@@ -71,6 +71,7 @@ _AFTER, _AFTER_TRIED = 1.1, 3.5
 # What Lightning warns of although it is meant so.
 _NOISE = (
     ".*does not have many workers",
+    "GPU available but not used",
     # Lightning's own calls of what newer versions of torch deprecate.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )

@@ -217,7 +217,7 @@ def test_weights_of_a_run_on_grey_images(run: Run, tmp_path: Path) -> None:
         (["--model", "hf:/no/such/folder"], "no such folder"),
         (["--model", "timm:test_vit", "--weights", "WEIGHTS"], "lacks"),
         (["--weights", "nowhere.pt"], "nowhere.pt: no such file of weights"),
-        (["--weights", "pretrained"], "patchtree:tiny comes without trained weights"),
+        (["--model", "patchtree:tiny", "--weights", "pretrained"], "patchtree:tiny comes without trained weights"),
         (["--model", "timm:test_vit", "--patch-size", "12"], "patch size 12 does not suit the mesh"),
         (["--model", "timm:test_vit", "--freeze", "99"], "freeze 99 is not possible"),
         (["--model", "monai:unet", "--layer-decay", "0.5"], "layer_decay needs a model with blocks"),
@@ -242,7 +242,7 @@ def test_models_that_cannot_be(words: list[str], message: str, run: Run, trained
         (["--batch-size", "0"], "batch_size 0"),
         (["--max-epochs", "0"], "max_epochs"),
         (["--patch-size", "4096", "--model", "patchtree:tiny"], "px, less than a patch of 4096; give a smaller one"),
-        (["--devices", "9999"], "devices 9999 would start as many processes"),
+        (["--accelerator", "cpu", "--devices", "9999"], "devices 9999 would start as many processes"),
     ],
 )
 def test_options_that_cannot_be(words: list[str], message: str, run: Run, trained: Trained, tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from patchtree.errors import InputError
 from patchtree.models.ghosts import ghost_batch
 from patchtree.tokens import Tokens
+
+# All but cuDNN's, which plans for each number of tokens that is new to it, in 0.1 s; hardly two batches have the same.
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Segmenter(nn.Module):
@@ -70,6 +74,10 @@ class Segmenter(nn.Module):
         Raises:
             InputError: the tokens' patch size, channels or number of axes are not the model's.
         """
+        with sdpa_kernel(_ATTENTION):
+            return self._forward(tokens, ghosts)
+
+    def _forward(self, tokens: Tokens, ghosts: dict[int, Tensor] | None) -> Tensor:
         encoder, head = self.encoder, self.head
         if head is None:
             out: Tensor = encoder(tokens)
