@@ -141,12 +141,8 @@ class Course(Callback):
         if (self.out / WEIGHTS).exists():
             about = weights_metadata(self.out)
             self.best, self.best_step = float(about[self.score.lower()]), int(about["step"])
-        if (self.out / METRICS).exists():
-            with (self.out / METRICS).open(newline="", encoding="utf-8") as file:
-                rows = list(csv.reader(file))
-            # What was being written when the training was killed is not whole.
-            whole = [row for row in rows[1:] if len(row) == len(rows[0])]
-            self._write([*rows[:1], *(row for row in whole if int(row[0]) <= self.first_step)])
+        if rows := self._rows():
+            self._write([rows[0], *(row for row in rows[1:] if int(row[0]) <= self.first_step)])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the training, which leaves out what was done before."""
@@ -285,9 +281,15 @@ class Course(Callback):
 
     def _append(self, values: dict[str, float]) -> None:
         row = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values.values()]
-        path = self.out / METRICS
-        with path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([row] if path.stat().st_size else [list(values), row])
+        self._write([*(self._rows() or [list(values)]), row])
+
+    def _rows(self) -> list[list[str]]:
+        """Read the rows of ``metrics.csv`` that are whole, its header first; none if there is no file."""
+        if not (self.out / METRICS).exists():
+            return []
+        with (self.out / METRICS).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        return [row for row in rows if len(row) == len(rows[0])]
 
     def _write(self, rows: list[list[str]]) -> None:
         with (
