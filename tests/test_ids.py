@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from patchtree import Tree, ids
-from patchtree.ids import choose, differences, fill_ids, likeliest
+from patchtree.ids import choose, count_pairs, differences, fill_ids, likeliest
 from patchtree.patches import Painter, painter
 from patchtree.tree import grow
 
@@ -79,3 +79,12 @@ def test_many_classes_need_wider_ids() -> None:
     out = np.zeros((3, 2), np.uint16)
     fill_ids(out, painter(np.repeat(shares, 1, 0), Tree.uniform((3, 2), 1, level=2), smooth=True), 300, (0, 0, 3, 2))
     assert out.tolist() == [[299, 299]] * 3
+
+
+def test_pixels_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    true, found = rng.integers(0, 3, (2, 10, 10)).astype(np.uint8)
+    expected = [[int(((true == a) & (found == b)).sum()) for b in range(3)] for a in range(3)]
+    for size in (7, 100, 1000):
+        monkeypatch.setattr(ids, "_COUNTED", size)
+        assert count_pairs(true, found, 3).tolist() == expected

@@ -119,15 +119,6 @@ def test_scores_in_patches_are_those_of_the_painted_image(run: Path, tmp_path: P
     assert painted.sum() == (mask != 255).sum()
 
 
-def test_pixels_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    true, found = rng.integers(0, 3, (2, 100)).astype(np.uint8)
-    expected = [[int(((true == a) & (found == b)).sum()) for b in range(3)] for a in range(3)]
-    for size in (7, 100, 1000):
-        monkeypatch.setattr(inference, "_CHUNK", size)
-        assert inference._confusion(true, found, 3).tolist() == expected
-
-
 def test_images_of_another_type_are_refused(predictor: Predictor, image: NDArray[np.uint8]) -> None:
     typed = replace(predictor, config=replace(predictor.config, dtype="uint8"))
     assert np.array_equal(typed(image), predictor(image))

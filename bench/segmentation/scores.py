@@ -10,16 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.datasets import DataSet
+from patchtree.ids import count_pairs
 
 _RESAMPLES = 2000
 
 
 def confusion(ids: NDArray[Any], mask: NDArray[Any], dataset: DataSet) -> NDArray[np.int64]:
     """Count pixels, ``(K, K)``, the true class first."""
-    classes = len(dataset.labels)
     known = np.ones(mask.shape, bool) if dataset.ignore is None else mask != dataset.ignore
-    pairs = mask[known].astype(np.int64) * classes + ids[known]
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    return count_pairs(mask[known], ids[known], len(dataset.labels))
 
 
 def dice(table: NDArray[Any]) -> NDArray[np.float64]:

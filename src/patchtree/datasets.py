@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,18 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.errors import InputError
+from patchtree.channels import group_cases, read_channels
+from patchtree.dataset_json import read_labels, read_legend, read_splits
+from patchtree.errors import InputError, and_more
 from patchtree.io.annotations.legend import IGNORE, PLAIN, Legend
-from patchtree.io.images import IMAGE_SUFFIXES, image_size, read_image, read_mask
+from patchtree.io.images import IMAGE_SUFFIXES, image_size, read_mask
 from patchtree.io.slides import open_slide
 from patchtree.slide_sets import UNLABELLED, find_slides, label_names
 
 _JSON = "dataset.json"
 _LAYOUTS = (("images", "masks"), ("imagesTr", "labelsTr"), ("imagesTs", "labelsTs"))
-_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+IMAGE_FOLDERS = tuple(images for images, _ in _LAYOUTS)
 # More ids than this without names are no classes but numbered objects, or grey levels.
 _MOST_UNNAMED = 32
-_TOP_ID = 65535  # what a mask file holds
 _CHUNK = 1 << 24
 
 
@@ -146,12 +145,12 @@ def find_data(
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give one with images/ and masks/ in it")
-    named = _read_labels(root / _JSON) or (labels and (dict(labels), ignore))
+    named = read_labels(root / _JSON) or (labels and (dict(labels), ignore))
     if slides := find_slides(root):
         labels, ignore = named or (label_names(slides), None)
         if ignore is None and any(one.drawn for one in slides):
             ignore = UNLABELLED
-        legend = _read_legend(root / _JSON, [*labels, IGNORE])
+        legend = read_legend(root / _JSON, [*labels, IGNORE])
         found = tuple(Pair(one.name, one.image, one.labels, slide=True, legend=legend) for one in slides)
         return DataSet(root, found, labels, ignore)
     pairs = _find_pairs(root)
@@ -226,7 +225,7 @@ def split_data(dataset: DataSet, share: float = 0.2, seed: int = 0) -> tuple[Dat
     """
     path = dataset.root / "splits.json"
     if path.is_file():
-        train, val = _read_splits(path, {pair.name for pair in dataset.pairs})
+        train, val = read_splits(path, {pair.name for pair in dataset.pairs})
     else:
         ranked = sorted(dataset.pairs, key=lambda pair: _rank(seed, pair.name))
         groups: dict[int | None, list[str]] = {}
@@ -256,7 +255,7 @@ def choose(dataset: DataSet, names: Iterable[str]) -> DataSet:
     wanted = set(names)
     missing = sorted(wanted - {pair.name for pair in dataset.pairs})
     if missing:
-        raise InputError(f"{dataset.root}: has no image {missing[0]!r}{_more(missing)}; check the data set's folder")
+        raise InputError(f"{dataset.root}: has no image {missing[0]!r}{and_more(missing)}; check the data set's folder")
     return replace(dataset, pairs=tuple(pair for pair in dataset.pairs if pair.name in wanted))
 
 
@@ -271,104 +270,6 @@ def count_ids(path: Path) -> dict[int, int]:
     except OSError:
         return _count_ids(path, 0, 0)
     return _count_ids(path, state.st_size, state.st_mtime_ns)
-
-
-def read_channels(files: Sequence[Path], at_least: int = 1) -> NDArray[Any]:
-    """Read an image from one file, or from several that hold its channels, ``(H, W)`` or ``(H, W, C)``.
-
-    Args:
-        files: in the order of the channels.
-        at_least: the channels that are needed. Where there are fewer, or a gap, and the files have nnU-Net's names, the
-            one that is missing is named.
-
-    Raises:
-        InputError: a file cannot be read or is missing, or files differ in size or type.
-    """
-    planes: list[NDArray[Any]] = []
-    for path in files:
-        planes.append(read_image(path))
-        if planes[-1].shape[:2] != planes[0].shape[:2] or planes[-1].dtype != planes[0].dtype:
-            raise InputError(
-                f"{path}: {_describe(planes[-1])}, but {files[0].name} is {_describe(planes[0])}; "
-                "give all channels of an image one size and type"
-            )
-    image = np.concatenate([np.atleast_3d(plane) for plane in planes], axis=2) if len(planes) > 1 else planes[0]
-    found = image.shape[2] if image.ndim == 3 else 1
-    numbers = [split_channel(path)[1] for path in files]
-    missing = next(number for number in range(len(numbers) + 1) if number not in numbers)
-    if None not in numbers and (found < at_least or missing < len(numbers) > 1):
-        path = files[0].with_name(f"{split_channel(files[0])[0]}_{missing:04}{files[0].suffix}")
-        raise InputError(f"{path}: is missing, an image has {at_least} channels and there are {found}; name it too")
-    return image
-
-
-def group_channels(files: Iterable[Path], channels: int) -> list[tuple[Path, ...]]:
-    """Sort files into images: nnU-Net's ``CASE_0000.tif``, ``CASE_0001.tif``, ... are the channels of one.
-
-    Files that are so named and have all channels in themselves are images of their own, as the frames of a film.
-
-    >>> import tempfile
-    >>> from patchtree.io.images import write_image
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> files = [folder / name for name in ("a_0000.png", "a_0001.png", "b.png")]
-    >>> for path in files:
-    ...     write_image(path, np.eye(8, dtype=np.uint8))
-    >>> [len(image) for image in group_channels(files, channels=2)]
-    [2, 1]
-
-    Args:
-        files: images or channels; a file of each case is read.
-        channels: of an image.
-    """
-    cases: dict[tuple[Path, str, str, bool], list[Path]] = {}
-    for path in files:
-        case, number = split_channel(path)
-        cases.setdefault((path.parent, case, path.suffix, number is None), []).append(path)
-    images: list[tuple[Path, ...]] = []
-    for group in cases.values():
-        if len(group) > 1 and not _has_channels(group, channels):
-            images.append(tuple(sorted(group)))
-        else:
-            images += [(path,) for path in group]
-    return images
-
-
-def split_channel(path: Path) -> tuple[str, int | None]:
-    """Take nnU-Net's number of the channel off a file's name.
-
-    >>> split_channel(Path("scan/liver_7_0001.tif")), split_channel(Path("liver.tif"))
-    (('liver_7', 1), ('liver', None))
-    """
-    match = _CHANNEL.fullmatch(path.stem)
-    return (match["case"], int(match["channel"])) if match else (path.stem, None)
-
-
-def group_cases(files: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
-    """Sort nnU-Net's files ``CASE_0000.png``, ``CASE_0001.png``, ..., in this order, by case.
-
-    Raises:
-        InputError: a name ends in no channel, or a channel is missing.
-    """
-    found: dict[str, tuple[Path, ...]] = {}
-    for path in files:
-        case, number = split_channel(path)
-        if number is None:
-            raise InputError(f"{path}: the name does not end in a channel such as _0000; rename it")
-        if number != len(found.get(case, ())):
-            raise InputError(f"{path}: channel _{len(found.get(case, ())):04} of {case} is missing; add it")
-        found[case] = (*found.get(case, ()), path)
-    return found
-
-
-def _has_channels(files: Sequence[Path], channels: int) -> bool:
-    """Whether the first file that can be read has all channels of an image in itself."""
-    for path in files if channels > 1 else ():
-        try:
-            image = read_image(path)
-        except InputError:
-            continue
-        return image.ndim == 3 and image.shape[2] >= channels
-    return True
 
 
 def _find_pairs(root: Path) -> tuple[Pair, ...]:
@@ -390,12 +291,12 @@ def _find_pairs(root: Path) -> tuple[Pair, ...]:
     alone = sorted(found.keys() - mask_files.keys())
     if alone:
         raise InputError(
-            f"{found[alone[0]][0]}: has no mask in {masks.name}/{_more(alone)}; add it or remove the image"
+            f"{found[alone[0]][0]}: has no mask in {masks.name}/{and_more(alone)}; add it or remove the image"
         )
     alone = sorted(mask_files.keys() - found.keys())
     if alone:
         raise InputError(
-            f"{mask_files[alone[0]]}: has no image in {images.name}/{_more(alone)}; add it or remove the mask"
+            f"{mask_files[alone[0]]}: has no image in {images.name}/{and_more(alone)}; add it or remove the mask"
         )
     counts = {name: len(paths) for name, paths in found.items()}
     most = max(counts.values())
@@ -416,47 +317,6 @@ def _by_stem(folder: Path) -> dict[str, Path]:
             raise InputError(f"{path}: has the same stem as {found[path.stem].name}; rename one of the two")
         found[path.stem] = path
     return found
-
-
-def _read_labels(path: Path) -> tuple[dict[str, int], int | None] | None:
-    """Read nnU-Net's labels: the classes by id, and the id to ignore; None without the file."""
-    if not path.exists():
-        return None
-    labels = _read_json(path).get("labels")
-    wanted = '{"labels": {"background": 0, "tumour": 1}}'
-    if not isinstance(labels, dict) or not labels:
-        raise InputError(f"{path}: has no labels; write {wanted}")
-    for name, label in labels.items():
-        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= _TOP_ID:
-            raise InputError(
-                f"{path}: label {name!r} has the id {label!r}; write a number of 0 to {_TOP_ID}, as in {wanted}"
-            )
-    classes = dict(sorted(labels.items(), key=lambda item: item[1]))
-    ignore = classes.pop(IGNORE, None)
-    if list(classes.values()) != list(range(len(classes))) or len(classes) < 2 or ignore in classes.values():
-        raise InputError(
-            f"{path}: the classes have the ids {list(classes.values())}; number two or more from 0 without gaps, "
-            "and give 'ignore' an id of its own"
-        )
-    return classes, ignore
-
-
-def _read_legend(path: Path, labels: Sequence[str]) -> Legend:
-    """Read what the classes of annotations stand for, and their order of drawing; there need be neither."""
-    parts = _read_json(path) if path.exists() else {}
-    names, order = parts.get("annotations", {}), parts.get("draw_order", [])
-    wanted = '{"annotations": {"_0": "tumour", "_1": "tumour"}, "draw_order": ["tumour", "necrosis"]}'
-    if not isinstance(names, dict) or not isinstance(order, list):
-        raise InputError(f"{path}: annotations and draw_order are none; write them as in {wanted}")
-    for label in (*names.values(), *order):
-        if label not in labels:
-            raise InputError(
-                f"{path}: annotations or draw_order have {label!r}, which is none of the labels "
-                f"({', '.join(labels)}); write them as in {wanted}"
-            )
-    if len(set(order)) < len(order):
-        raise InputError(f"{path}: draw_order has a label twice; give each one place, as in {wanted}")
-    return Legend(tuple(names.items()), tuple(order))
 
 
 def _with_labels_found(root: Path, pairs: tuple[Pair, ...]) -> DataSet:
@@ -520,41 +380,9 @@ def _count_ids(path: Path, size: int, mtime: int) -> dict[int, int]:
     return {int(label): int(number) for label, number in zip(labels, numbers, strict=True)}
 
 
-def _read_splits(path: Path, known: set[str]) -> tuple[list[str], list[str]]:
-    parts = _read_json(path)
-    for key in ("train", "val"):
-        names = parts.get(key)
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise InputError(f'{path}: has no names under {key!r}; write {{"train": ["a", "b"], "val": ["c"]}}')
-        unknown = sorted(set(names) - known)
-        if unknown:
-            raise InputError(
-                f"{path}: names {unknown[0]!r}{_more(unknown)}, of which there is no image; mend the names"
-            )
-    return parts["train"], parts["val"]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); mend or remove it") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a JSON {type(values).__name__}, not an object {{...}}; mend or remove it")
-    return values
-
-
 def _rank(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
 
-def _more(names: Sequence[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
 def _size(shape: Sequence[int]) -> str:
     return f"{shape[1]:,} x {shape[0]:,} px"
-
-
-def _describe(image: NDArray[Any]) -> str:
-    return f"{_size(image.shape)} of {image.dtype}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
+
 
 class InputError(ValueError):
     """The input is at fault: the message is one line that names the file or argument, what is wrong, and what to do.
@@ -12,3 +14,12 @@ class InputError(ValueError):
     Traceback (most recent call last):
     patchtree.errors.InputError: budget is 0: a tree has at least one leaf; give 1 or more
     """
+
+
+def and_more(names: Sized) -> str:
+    """Say how many more are at fault than the first, which was named; nothing where it is alone.
+
+    >>> and_more(["a", "b", "c"]), and_more(["a"])
+    (' (and 2 more)', '')
+    """
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

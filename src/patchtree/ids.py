@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,8 @@ Region = tuple[int, int, int, int]
 _FEW = 8
 _MANY = 1 << 18
 _PAINTED = 512
+# Pixels that are counted at a time, as 64-bit numbers take much room.
+_COUNTED = 1 << 22
 # Of four pixels in a row that three become: which, and which of the three counts 3/4, and which 1/4.
 _WEIGHED = ((0, 0, 1), (1, 1, 0), (2, 1, 2), (3, 2, 1))
 
@@ -71,6 +75,20 @@ def count_ids(ids: Ids, classes: int) -> NDArray[np.int64]:
         counts[1:] = [np.count_nonzero(ids == label) for label in range(1, classes)]
     counts[0] = ids.size - counts.sum()
     return counts
+
+
+def count_pairs(true: NDArray[Any], given: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    """Count the pixels of every true class that were given every class, ``(...)`` twice -> ``(K, K)``.
+
+    >>> count_pairs(np.uint8([0, 0, 1]), np.uint8([0, 1, 1]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    true, given = true.reshape(-1), given.reshape(-1)
+    table = np.zeros(classes**2, np.int64)
+    for at in range(0, true.size, _COUNTED):
+        part = slice(at, at + _COUNTED)
+        table += np.bincount(true[part].astype(np.int64) * classes + given[part], minlength=classes**2)
+    return table.reshape(classes, classes)
 
 
 def fill_ids(out: Ids, painter: Painter, classes: int, region: Region) -> None:

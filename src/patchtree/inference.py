@@ -14,6 +14,7 @@ from torch import Tensor
 
 from patchtree.datasets import Pair
 from patchtree.errors import InputError
+from patchtree.ids import count_pairs
 from patchtree.models.choose import build
 from patchtree.models.mesh import set_reach
 from patchtree.models.precision import half_where_quick
@@ -26,7 +27,6 @@ from patchtree.tokens import collate
 
 # Numbers that are painted at a time: 256 MiB of float32.
 _BAND = 1 << 26
-_CHUNK = 1 << 22
 # Axes that an image is flipped along.
 VIEWS: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (0, 1))
 
@@ -193,16 +193,7 @@ def evaluate(predictor: Predictor, pairs: Iterable[Pair], *, flips: bool = False
             mask, found = mask[known], found[known]
         if mask.size and not 0 <= int(mask.min()) <= int(mask.max()) < classes:
             raise InputError(f"{pair.mask}: holds an id that is none of the run's {classes} classes; check its labels")
-        yield torch.from_numpy(_confusion(mask.reshape(-1), found.reshape(-1), classes))
-
-
-def _confusion(true: NDArray[Any], found: NDArray[Any], classes: int) -> NDArray[np.float64]:
-    """Count the pixels of every true class that were given every class; in parts, as 64-bit numbers take much room."""
-    table = np.zeros(classes**2, np.int64)
-    for at in range(0, true.size, _CHUNK):
-        part = slice(at, at + _CHUNK)
-        table += np.bincount(true[part].astype(np.int64) * classes + found[part], minlength=classes**2)
-    return table.reshape(classes, classes).astype(np.float64)
+        yield torch.from_numpy(count_pairs(mask, found, classes).astype(np.float64))
 
 
 def _device(asked: torch.device | str | None) -> torch.device:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from patchtree.datasets import DataSet, Pair
-from patchtree.errors import InputError
+from patchtree.errors import InputError, and_more
 from patchtree.io.images import image_size, list_images
 from patchtree.tables import read_table
 
@@ -57,8 +57,7 @@ def find_labelled(root: str | os.PathLike[str], labels: Mapping[str, int] | None
     rows = _read_table(table, images)
     missing = [path for stem, path in images.items() if stem not in rows]
     if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise InputError(f"{missing[0]}: has no label in {TABLE}{more}; add a line or remove the image")
+        raise InputError(f"{missing[0]}: has no label in {TABLE}{and_more(missing)}; add a line or remove the image")
     known = labels or {name: label for label, name in enumerate(sorted(set(rows.values())))}
     unknown = sorted(set(rows.values()) - known.keys())
     if unknown:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.datasets import Pair
+from patchtree.ids import count_pairs
 from patchtree.io.masks import read_ids
 from patchtree.io.slides import open_slide
 from patchtree.io.slides.through_tifffile import TiffSlide
@@ -38,7 +39,7 @@ def evaluate_slide(predictor: InPatches, pair: Pair) -> NDArray[np.float64]:
         InputError: a file cannot be read, or they fit neither each other nor the run.
     """
     labels = predictor.config.labels
-    table = np.zeros(len(labels) ** 2, np.int64)
+    table = np.zeros((len(labels), len(labels)), np.int64)
     with TemporaryDirectory() as folder, open_slide(pair.image) as slide:
         trained, here = predictor.config.mpp, mean_mpp(slide.mpp)
         if trained and here and max(trained, here) > SAME_SIZE * min(trained, here):
@@ -55,10 +56,12 @@ def evaluate_slide(predictor: InPatches, pair: Pair) -> NDArray[np.float64]:
             height, width = slide.shape
             for y, x in product(range(0, height, _SIDE), range(0, width, _SIDE)):
                 box = y, x, min(y + _SIDE, height), min(x + _SIDE, width)
-                true, given = known.ids(box).astype(np.int64), read_ids(found, 0, box)
-                counted = true != (-1 if known.ignore is None else known.ignore)
-                table += np.bincount((true * len(labels) + given)[counted], minlength=len(table))
+                true, given = known.ids(box), read_ids(found, 0, box)
+                if known.ignore is not None:
+                    counted = true != known.ignore
+                    true, given = true[counted], given[counted]
+                table += count_pairs(true, given, len(labels))
         finally:
             found.close()
             known.close()
-    return table.reshape(len(labels), -1).astype(np.float64)
+    return table.astype(np.float64)

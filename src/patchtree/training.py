@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import shutil
@@ -16,18 +15,17 @@ from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import track
 
+from patchtree.announce import announce, announce_weights
 from patchtree.data import DataModule, Whole, warn_unmet
 from patchtree.datasets import DataSet, check_data, choose, find_data, split_data
 from patchtree.detail import Detail, from_dict
@@ -35,15 +33,11 @@ from patchtree.ema import Average
 from patchtree.errors import InputError
 from patchtree.image_data import ImageData
 from patchtree.labelled import check_labelled, find_labelled
+from patchtree.machines import check_machines, choose_workers, quiet
 from patchtree.models.choose import Built, build
 from patchtree.models.mesh import set_reach
 from patchtree.models.precision import choose_precision
-from patchtree.models.tuning import (
-    add_lora,
-    freeze,
-    freeze_unused,
-    trial_tokens,
-)
+from patchtree.models.tuning import add_lora, freeze, freeze_unused, trial_tokens
 from patchtree.models.weights import Origin
 from patchtree.options import (
     HELD_OUT,
@@ -57,7 +51,7 @@ from patchtree.options import (
 from patchtree.patcher import Patcher
 from patchtree.runs import CACHE, CHECKPOINT, CONFIG, LOGS, METRICS, WEIGHTS, RunConfig, load_config, save_config
 from patchtree.schedule import Bar, Course
-from patchtree.slide_data import SlideModule, SlideParts
+from patchtree.slide_data import SlideModule
 from patchtree.slide_sources import check_slides, median_mpp
 from patchtree.tasks import ImageTask, MaskedTask, Task
 from patchtree.trial import SHARES, choose_share, try_budgets
@@ -68,13 +62,6 @@ _CLIP = 1.0
 _DECAY = 0.999
 # Validations that there must be time for after the last step: one, and as many again as budgets are tried.
 _AFTER, _AFTER_TRIED = 1.1, 3.5
-# What Lightning warns of although it is meant so.
-_NOISE = (
-    ".*does not have many workers",
-    "GPU available but not used",
-    # Lightning's own calls of what newer versions of torch deprecate.
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-)
 
 
 def train(
@@ -185,7 +172,7 @@ def train(
     if seed is not None and seed < 0:
         raise InputError(f"seed {seed} is not possible; give 0 or more")
     precision = precision or choose_precision(accelerator)
-    _check_machines(accelerator, devices, num_nodes, strategy, precision)
+    check_machines(accelerator, devices, num_nodes, strategy, precision)
     main = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     say = report if main else (lambda line: None)
     asked = {
@@ -207,10 +194,8 @@ def train(
     checkpoint = _load_checkpoint(out) if resume else None
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; choose a folder for the run")
-    if main and not resume and any((out / name).exists() for name in (CHECKPOINT, WEIGHTS)):
-        raise InputError(f"{out}: holds a run already; resume it (--resume), or choose another folder")
     if main and checkpoint is None:
-        _check_out(out)
+        _check_out(out, resume)
     if resume and checkpoint is None:
         say(f"nothing to resume in {out}, begins anew")
     config = None if checkpoint is None else load_config(out)
@@ -239,7 +224,7 @@ def train(
         check_same(out, asked, options)
         built = _tune(build(labels=config.labels, **config.model, classify=classify), options)
     shown = main and (sys.stderr.isatty() if progress is None else progress)
-    parts = _open_data(dataset, config, options, out / CACHE, _workers(workers), shown)
+    parts = _open_data(dataset, config, options, out / CACHE, choose_workers(workers), shown)
     with _nothing_left(out):
         parts.prepare_data()
         parts.setup()
@@ -257,9 +242,9 @@ def train(
     set_reach(built.model, config.reach)
     module = _task(dataset, config, built, options, parts)
     goal = f"{max_epochs} epochs" if max_time is None else f"{int(max_time // 60)} min {max_time % 60:.0f} s"
-    _tell(say, config, options, parts, module, f"on {accelerator} for {goal}")
+    announce(say, config, options, parts, module, f"on {accelerator} for {goal}")
     if checkpoint is None and (built.weights or not options.model.startswith("patchtree:")):
-        _tell_weights(say, built, options, parts)
+        announce_weights(say, built, options, parts)
     average = Average(_DECAY)
     max_samples = None if max_epochs is None else max_epochs * options.samples
     tried = options.task == "segment" and isinstance(parts.whole, Whole) and not options.asked_budget
@@ -278,7 +263,7 @@ def train(
             return out
         parts.start = course.samples
     del checkpoint
-    with _quiet():
+    with quiet():
         trainer = Trainer(
             accelerator=accelerator,
             devices=devices,
@@ -350,12 +335,14 @@ def _nothing_left(out: Path) -> Iterator[None]:
         raise
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, resume: bool) -> None:
     """Refuse a folder in which a run that begins would overwrite what is not its own, or weights that are trained.
 
     Raises:
         InputError: it would.
     """
+    if not resume and any((out / name).exists() for name in (CHECKPOINT, WEIGHTS)):
+        raise InputError(f"{out}: holds a run already; resume it (--resume), or choose another folder")
     metrics = (out / METRICS).read_text(encoding="utf-8", errors="replace") if (out / METRICS).exists() else ""
     # Those of the first validation are written a step before the first checkpoint.
     if (out / WEIGHTS).exists() and metrics.count("\n") > 2:
@@ -379,7 +366,6 @@ def _open_data(
     dataset: DataSet, config: RunConfig, options: Options, cache: Path, workers: int, shown: bool
 ) -> DataModule:
     """Make the data of a run; a bar tells how far the decoding is, where it is shown."""
-    bar = partial(track, description="Reading", console=Console(stderr=True), transient=True)
     return (ImageData if options.task == "classify" else SlideModule if dataset.slides else DataModule)(
         choose(dataset, config.train),
         choose(dataset, config.val),
@@ -396,7 +382,7 @@ def _open_data(
         seed=options.seed,
         mean=config.mean or None,
         std=config.std or None,
-        progress=bar if shown else None,
+        progress=partial(track, description="Reading", console=Console(stderr=True), transient=True) if shown else None,
     )
 
 
@@ -501,91 +487,3 @@ def _tune(built: Built, options: Options) -> Built:
         add_lora(built.model, built.depths, options.lora)
     freeze_unused(built.model, trial_tokens(built.config["channels"], options.patch_size))
     return built
-
-
-def _tell(
-    say: Callable[[str], None], config: RunConfig, options: Options, parts: DataModule, task: Task, how: str
-) -> None:
-    """Say in three lines what is about to happen."""
-    slides = parts.slides if isinstance(parts, SlideModule) else ()
-    height, width = (median(image.shape[axis] for image in slides or parts.images) for axis in (0, 1))
-    area = median(slide.area for slide in slides) if slides else height * width
-    what = ("slide" if slides else "image") + "s" * (len(config.train) != 1)
-    images = (
-        f"{len(config.train)} {what} of {width:.0f} x {height:.0f} px to train on, {len(config.val)} to validate on"
-    )
-    if isinstance(parts.whole, SlideParts):
-        images += f" by {len(parts.whole)} window{'s' * (len(parts.whole) != 1)}"
-    say(f"data: {images}; {'no labels' if config.task == 'pretrain' else ', '.join(config.labels)}")
-    p, detail = config.model["patch_size"], config.patcher["detail"]["name"]
-    tokens = round(options.density * area)
-    whole = not config.window or max(height, width) <= config.window
-    seen = "seen whole" if whole else f"windows of {config.window} px"
-    shown = "for the tissue of a slide" if slides else "an image"
-    say(f"patches: {tokens} of {p} x {p} px {shown}, by {detail}; {seen}")
-    counts = [(weight.numel() / 1e6, weight.requires_grad) for weight in task.model.parameters()]
-    weights, trained = sum(count for count, _ in counts), sum(count for count, taught in counts if taught)
-    some = f", {trained:.1f} M of them trained" if trained < 0.95 * weights else ""
-    head = f" with the {config.model['head']} head" if config.model["head"] else " through the mosaic"
-    head = "" if config.task == "classify" else head
-    say(f"model: {options.model}{head}, {weights:.1f} M weights{some}; batches of {parts.batch_size} {how}")
-
-
-def _tell_weights(say: Callable[[str], None], built: Built, options: Options, parts: DataModule) -> None:
-    """Say what the encoder begins with."""
-    down = f", times {options.layer_decay:g} a block down" if options.layer_decay != 1 else ""
-    rate = f"learning rate {options.lr:g}{down}"
-    if not built.weights:
-        say(f"weights: random, --weights begins with trained ones; {rate}")
-        return
-    theirs = built.norm is not None and (parts.mean, parts.std) == built.norm
-    say(f"weights: {built.weights}; images normalised by {'its' if theirs else 'their own'} mean and deviation; {rate}")
-
-
-def _check_machines(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> None:
-    """Let Lightning refuse what it does not know before an image is read."""
-    if accelerator == "cpu" and str(devices).isdecimal() and int(devices) > (cores := os.cpu_count() or 1):
-        raise InputError(f"devices {devices} would start as many processes on {cores} cores; give {cores} at most")
-    try:
-        with _quiet():
-            Trainer(
-                accelerator=accelerator,
-                devices=devices,
-                num_nodes=num_nodes,
-                strategy=strategy,
-                precision=precision,  # type: ignore[arg-type]
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"accelerator {accelerator}, devices {devices}, num_nodes {num_nodes}, strategy {strategy}, precision "
-            f"{precision} are not possible together ({str(error).splitlines()[0]}); see Lightning's Trainer"
-        ) from error
-
-
-def _workers(asked: int | None) -> int:
-    """Choose how many processes make samples: on a small machine one, beside the one that trains."""
-    if asked is not None:
-        return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // 2))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep in what Lightning says on each start, to every user, whatever the run."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        for message in _NOISE:
-            warnings.filterwarnings("ignore", message)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from patchtree.datasets import DataSet, Pair, group_cases
+from patchtree.channels import group_cases
+from patchtree.datasets import DataSet, Pair
 from patchtree.errors import InputError
 from patchtree.io.images import list_images
 from patchtree.io.slides import is_pyramid

@@ -277,7 +277,6 @@ def test_a_mask_that_cannot_be_read_has_not_too_many_corners(tmp_path: Path, mon
         return whole(*given)  # type: ignore[arg-type]
 
     whole = outlines.outline_slide
-
     write_class_map(tmp_path / "ids.tif", (800, 1200), lambda y0, x0, y1, x1: np.zeros((y1 - y0, x1 - x0), np.uint8))
     monkeypatch.setattr(outlines, "outline_slide", fail)
     with open_slide(tmp_path / "ids.tif") as mask, pytest.raises(InputError, match="a tile cannot be read"):

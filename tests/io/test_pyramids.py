@@ -118,7 +118,7 @@ def test_the_same_ids_give_the_same_bytes(tmp_path: Path, ome: bool, monkeypatch
 
 
 def test_large_maps_have_64_bit_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyramids, "_CLASSIC", 1000)
+    monkeypatch.setattr(pyramids, "CLASSIC", 1000)
     write_class_map(tmp_path / "a.tif", IDS.shape, reader(IDS))
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         assert file.is_bigtiff

@@ -272,7 +272,7 @@ def test_large_masks_are_tiled_and_small(tmp_path: Path) -> None:
 
 
 def test_what_may_not_fit_has_64_bit_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiff, "_CLASSIC", 10_000)
+    monkeypatch.setattr(tiff, "CLASSIC", 10_000)
     for side, big in ((99, False), (101, True)):
         tiff.write(tmp_path / "a.tif", np.zeros((side, side), np.uint8))
         with tifffile.TiffFile(tmp_path / "a.tif") as file:

@@ -67,6 +67,7 @@ def info(
 
 def _reader(path: str) -> Callable[[str], dict[str, Any]]:
     """Choose how to read a file or a folder by what it is; a damaged slide by its suffix."""
+    from patchtree.datasets import IMAGE_FOLDERS
     from patchtree.io.paip import holds_cases
     from patchtree.io.slides import is_slide
     from patchtree.io.slides.source import is_url
@@ -76,7 +77,7 @@ def _reader(path: str) -> Callable[[str], dict[str, Any]]:
     if is_url(path) or Path(path).suffix.lower() in SLIDE_SUFFIXES or is_slide(path):
         return _slide
     if Path(path).is_dir():
-        if any(Path(path, name).is_dir() for name in ("images", "imagesTr", "imagesTs")):
+        if any(Path(path, name).is_dir() for name in IMAGE_FOLDERS):
             return _data
         if Path(path, CONFIG).exists():
             return describe_run

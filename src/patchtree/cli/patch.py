@@ -13,7 +13,6 @@ import typer
 from patchtree.cli.common import (
     DetailName,
     Inputs,
-    Job,
     Json,
     Manifest,
     MinMpp,
@@ -23,10 +22,8 @@ from patchtree.cli.common import (
     Resume,
     SkipBadTiles,
     Workers,
-    at_once,
     describe_mpp,
     describe_size,
-    do_jobs,
     gather_inputs,
     given,
     open_input,
@@ -34,6 +31,7 @@ from patchtree.cli.common import (
     tell_bad_tiles,
     verb,
 )
+from patchtree.cli.many import Job, at_once, do_jobs
 from patchtree.errors import InputError
 from patchtree.patcher import Patcher, Patches
 from patchtree.patches import cut

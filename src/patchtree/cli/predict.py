@@ -19,21 +19,17 @@ from patchtree.cli.common import (
     Device,
     Flips,
     Inputs,
-    Job,
     Json,
     Manifest,
     MinMpp,
     Mpp,
     NumParts,
     PartId,
-    Report,
     Resume,
     Run,
     SkipBadTiles,
     Workers,
-    at_once,
     describe_mpp,
-    do_jobs,
     gather_inputs,
     given,
     open_input,
@@ -42,6 +38,7 @@ from patchtree.cli.common import (
     tell_error,
     verb,
 )
+from patchtree.cli.many import Job, Report, at_once, do_jobs
 from patchtree.errors import InputError
 
 if TYPE_CHECKING:
@@ -156,10 +153,12 @@ def predict(
         refuse(resume=resume, num_parts=num_parts != 1, part_id=part_id is not None, workers=workers)
         refuse(skip_bad_tiles=skip_bad_tiles)
         return predict_labels(predictor, inputs, out, flips, json, failed)
-    slides = [one for one in inputs if opens_as_slide(one)]
+    slides: list[Input] = []
+    others: list[Input] = []
+    for one in inputs:
+        (slides if opens_as_slide(one) else others).append(one)
     if slides and flips:
         raise InputError(f"{slides[0].path}: --flips is for images, not for slides; predict slides without it")
-    others = [one for one in inputs if one not in slides]
     if others and (mpp, min_mpp) != (None, None):
         raise InputError(f"{others[0].path}: --mpp and --min-mpp are for slides; predict images without them")
     model = fingerprint({}, (run / CONFIG, run / WEIGHTS))
@@ -192,8 +191,7 @@ def predict_image(files: Sequence[Path], predictor: Predictor, wanted: Wanted, f
     Returns:
         What ``predict --json`` prints of an image.
     """
-
-    from patchtree.datasets import read_channels
+    from patchtree.channels import read_channels
     from patchtree.ids import count_ids, likeliest
     from patchtree.io.images import write_image, write_mask
 
@@ -236,7 +234,7 @@ def derive_from_image(
     Returns:
         What ``predict --json`` prints of an image.
     """
-    from patchtree.datasets import read_channels
+    from patchtree.channels import read_channels
     from patchtree.io.annotations import write_annotations
     from patchtree.io.colours import class_colours
     from patchtree.io.images import read_mask, write_image
@@ -370,7 +368,7 @@ def _image_jobs(
     settings: Mapping[str, Any],
 ) -> tuple[list[Job], int]:
     """Make jobs of images, and tell of those that cannot be; gives the number of these."""
-    from patchtree.datasets import group_channels, split_channel
+    from patchtree.channels import group_channels, split_channel
     from patchtree.io.images import image_size, mask_suffix
 
     names = {Path(one.path): one.name for one in inputs}

@@ -10,8 +10,8 @@ from pathlib import Path
 from patchtree.errors import InputError
 
 _SLIDE, _VIABLE, _WHOLE = ".svs", "_viable", "_whole"
-_VIABLES = (_VIABLE + ".tif", _VIABLE + ".tiff")
-_MASKS = tuple(part + suffix for part in (_VIABLE, _WHOLE) for suffix in (".tif", ".tiff"))
+_TIFFS = (".tif", ".tiff")
+_MASKS = tuple(part + suffix for part in (_VIABLE, _WHOLE) for suffix in _TIFFS)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Case:
 
 def holds_cases(root: str | os.PathLike[str]) -> bool:
     """Whether there is a mask of a case in a folder or the folders in it."""
-    return any(file.name.lower().endswith(_VIABLES) for file in Path(root).rglob(f"*{_VIABLE}.*"))
+    return any(
+        file.stem.endswith(_VIABLE) and file.suffix.lower() in _TIFFS for file in Path(root).rglob(f"*{_VIABLE}.*")
+    )
 
 
 def without_masks(names: Iterable[str]) -> list[str]:
@@ -77,14 +79,14 @@ def find_cases(root: str | os.PathLike[str]) -> tuple[Case, ...]:
     files = {
         (file.parent, file.stem, file.suffix.lower()): file
         for file in sorted(root.rglob("*"))
-        if file.suffix.lower() in (".svs", ".tif", ".tiff", ".xml") and not file.name.startswith(".")
+        if file.suffix.lower() in (_SLIDE, *_TIFFS, ".xml") and not file.name.startswith(".")
     }
     cases: dict[str, Case] = {}
     for (folder, name, suffix), slide in files.items():
         if suffix != _SLIDE:
             continue
         viable, whole = (
-            files.get((folder, name + part, ".tif")) or files.get((folder, name + part, ".tiff"))
+            next((file for suffix in _TIFFS if (file := files.get((folder, name + part, suffix)))), None)
             for part in (_VIABLE, _WHOLE)
         )
         if viable is None:

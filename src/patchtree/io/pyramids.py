@@ -19,11 +19,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from patchtree.errors import InputError
 from patchtree.files import replacing
+from patchtree.io.tiff import CLASSIC
 
 TILE = 512  # pixels on a side
 _ROWS_PIXELS = 1 << 25  # that are asked for in one go
 _IN_MEMORY = 1 << 26  # bytes of smaller levels, compressed, before they go to a file of their own
-_CLASSIC = (1 << 32) - (1 << 25)  # bytes that 32-bit offsets reach, less room for what is not pixels
 
 Read = Callable[[int, int, int, int], NDArray[Any]]
 
@@ -72,7 +72,7 @@ def write_class_map(
         shapes = level_shapes(shape)
         levels = [_Level(size, dtype, stack.enter_context(_spool(path.parent))) for size in shapes[1:]]
         tiles = _tiles(_bands(path, shape, read, dtype, rows), _Level(shape, dtype), levels, plain)
-        big = shape[0] * shape[1] * dtype.itemsize * 4 // 3 > _CLASSIC
+        big = shape[0] * shape[1] * dtype.itemsize * 4 // 3 > CLASSIC
         with tifffile.TiffWriter(temporary, bigtiff=big, byteorder="<") as file:
             options: dict[str, Any] = {"software": "patchtree", "metadata": None, "dtype": dtype.newbyteorder("<")}
             options |= {"tile": (TILE, TILE), "compression": tifffile.COMPRESSION.ADOBE_DEFLATE, "photometric": 1}

@@ -23,7 +23,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 _JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY)
 _LAB = (PHOTOMETRIC.CIELAB, PHOTOMETRIC.ICCLAB, PHOTOMETRIC.ITULAB)
 _TILE = 512  # pixels on a side of what is written
-_CLASSIC = 2**32 - 2**25  # bytes that a file with 32-bit offsets surely holds, beside the list of its tiles
+CLASSIC = 2**32 - 2**25  # bytes that a file with 32-bit offsets surely holds, beside the list of its tiles
 
 
 def size(path: Path) -> tuple[int, int]:
@@ -143,6 +143,6 @@ def write(path: Path, array: NDArray[Any]) -> None:
         compression=COMPRESSION.ADOBE_DEFLATE,
         predictor=array.ndim == 3 or array.dtype.kind == "f",  # pays for pictures, not for masks
         tile=(_TILE, _TILE) if max(array.shape[:2]) > 4 * _TILE else None,
-        bigtiff=array.nbytes > _CLASSIC,
+        bigtiff=array.nbytes > CLASSIC,
         metadata=None,
     )

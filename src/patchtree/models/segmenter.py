@@ -74,21 +74,19 @@ class Segmenter(nn.Module):
         Raises:
             InputError: the tokens' patch size, channels or number of axes are not the model's.
         """
-        with sdpa_kernel(_ATTENTION):
-            return self._forward(tokens, ghosts)
-
-    def _forward(self, tokens: Tokens, ghosts: dict[int, Tensor] | None) -> Tensor:
         encoder, head = self.encoder, self.head
-        if head is None:
-            out: Tensor = encoder(tokens)
-            return out
-        self._check(tokens)
-        if ghosts is None:
-            ghosts = ghost_batch(tokens.trees, tokens.valid.shape[1], self.grids)
-            ghosts = {grid: index.to(tokens.pixels.device, non_blocking=True) for grid, index in ghosts.items()}
-        beside = (ghosts,) if encoder.grids else ()
-        encoded = encoder.encode(tokens, head.depths, *beside)  # type: ignore[operator]
-        logits: Tensor = head(tokens, encoded, ghosts)
+        logits: Tensor
+        with sdpa_kernel(_ATTENTION):
+            if head is None:
+                logits = encoder(tokens)
+                return logits
+            self._check(tokens)
+            if ghosts is None:
+                ghosts = ghost_batch(tokens.trees, tokens.valid.shape[1], self.grids)
+                ghosts = {grid: index.to(tokens.pixels.device, non_blocking=True) for grid, index in ghosts.items()}
+            beside = (ghosts,) if encoder.grids else ()
+            encoded = encoder.encode(tokens, head.depths, *beside)  # type: ignore[operator]
+            logits = head(tokens, encoded, ghosts)
         return logits
 
     def _parts(self) -> list[nn.Module]:

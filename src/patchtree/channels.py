@@ -1,0 +1,118 @@
+"""Images whose channels are files of their own, named as nnU-Net names them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchtree.errors import InputError
+from patchtree.io.images import read_image
+
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+
+
+def read_channels(files: Sequence[Path], at_least: int = 1) -> NDArray[Any]:
+    """Read an image from one file, or from several that hold its channels, ``(H, W)`` or ``(H, W, C)``.
+
+    Args:
+        files: in the order of the channels.
+        at_least: the channels that are needed. Where there are fewer, or a gap, and the files have nnU-Net's names, the
+            one that is missing is named.
+
+    Raises:
+        InputError: a file cannot be read or is missing, or files differ in size or type.
+    """
+    planes: list[NDArray[Any]] = []
+    for path in files:
+        planes.append(read_image(path))
+        if planes[-1].shape[:2] != planes[0].shape[:2] or planes[-1].dtype != planes[0].dtype:
+            raise InputError(
+                f"{path}: {_describe(planes[-1])}, but {files[0].name} is {_describe(planes[0])}; "
+                "give all channels of an image one size and type"
+            )
+    image = np.concatenate([np.atleast_3d(plane) for plane in planes], axis=2) if len(planes) > 1 else planes[0]
+    found = image.shape[2] if image.ndim == 3 else 1
+    numbers = [split_channel(path)[1] for path in files]
+    missing = next(number for number in range(len(numbers) + 1) if number not in numbers)
+    if None not in numbers and (found < at_least or missing < len(numbers) > 1):
+        path = files[0].with_name(f"{split_channel(files[0])[0]}_{missing:04}{files[0].suffix}")
+        raise InputError(f"{path}: is missing, an image has {at_least} channels and there are {found}; name it too")
+    return image
+
+
+def group_channels(files: Iterable[Path], channels: int) -> list[tuple[Path, ...]]:
+    """Sort files into images: nnU-Net's ``CASE_0000.tif``, ``CASE_0001.tif``, ... are the channels of one.
+
+    Files that are so named and have all channels in themselves are images of their own, as the frames of a film.
+
+    >>> import tempfile
+    >>> from patchtree.io.images import write_image
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> files = [folder / name for name in ("a_0000.png", "a_0001.png", "b.png")]
+    >>> for path in files:
+    ...     write_image(path, np.eye(8, dtype=np.uint8))
+    >>> [len(image) for image in group_channels(files, channels=2)]
+    [2, 1]
+
+    Args:
+        files: images or channels; a file of each case is read.
+        channels: of an image.
+    """
+    cases: dict[tuple[Path, str, str, bool], list[Path]] = {}
+    for path in files:
+        case, number = split_channel(path)
+        cases.setdefault((path.parent, case, path.suffix, number is None), []).append(path)
+    images: list[tuple[Path, ...]] = []
+    for group in cases.values():
+        if len(group) > 1 and not _has_channels(group, channels):
+            images.append(tuple(sorted(group)))
+        else:
+            images += [(path,) for path in group]
+    return images
+
+
+def split_channel(path: Path) -> tuple[str, int | None]:
+    """Take nnU-Net's number of the channel off a file's name.
+
+    >>> split_channel(Path("scan/liver_7_0001.tif")), split_channel(Path("liver.tif"))
+    (('liver_7', 1), ('liver', None))
+    """
+    match = _CHANNEL.fullmatch(path.stem)
+    return (match["case"], int(match["channel"])) if match else (path.stem, None)
+
+
+def group_cases(files: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
+    """Sort nnU-Net's files ``CASE_0000.png``, ``CASE_0001.png``, ..., in this order, by case.
+
+    Raises:
+        InputError: a name ends in no channel, or a channel is missing.
+    """
+    found: dict[str, tuple[Path, ...]] = {}
+    for path in files:
+        case, number = split_channel(path)
+        if number is None:
+            raise InputError(f"{path}: the name does not end in a channel such as _0000; rename it")
+        if number != len(found.get(case, ())):
+            raise InputError(f"{path}: channel _{len(found.get(case, ())):04} of {case} is missing; add it")
+        found[case] = (*found.get(case, ()), path)
+    return found
+
+
+def _has_channels(files: Sequence[Path], channels: int) -> bool:
+    """Whether the first file that can be read has all channels of an image in itself."""
+    for path in files if channels > 1 else ():
+        try:
+            image = read_image(path)
+        except InputError:
+            continue
+        return image.ndim == 3 and image.shape[2] >= channels
+    return True
+
+
+def _describe(image: NDArray[Any]) -> str:
+    return f"{image.shape[1]:,} x {image.shape[0]:,} px of {image.dtype}"
