@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from patchtree.errors import InputError
+
+# Numbers in a part: a few arrays of so many stay in a processor's second cache.
+_PART = 1 << 16
 
 
 def cross_entropy(logits: Tensor, counts: Tensor, class_weight: Tensor | None = None) -> Tensor:
@@ -139,9 +143,9 @@ def loss_sums(logits: Tensor, counts: Tensor) -> Tensor:
     Raises:
         InputError: logits and counts differ in shape.
     """
-    logits, counts = _classes_second(logits, counts)
-    log = logits.log_softmax(1)
-    return torch.stack([_sum(log * counts), *_overlap(log.exp(), counts, [0, *range(2, counts.ndim)])])
+    _check(logits, counts)
+    out: Tensor = _Sums.apply(logits, counts)
+    return out
 
 
 def loss_of_sums(sums: Tensor, class_weight: Tensor | None = None) -> Tensor:
@@ -156,16 +160,67 @@ def loss_of_sums(sums: Tensor, class_weight: Tensor | None = None) -> Tensor:
     return _ratio(-likelihood * weight, true * weight) + _dice_loss(true, both, predicted, smooth=1e-5)[1:].mean()
 
 
-def _classes_second(logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Check the two and move the class axis to place 1: ``(B, ..., K)`` -> ``(B, K, ...)``."""
+class _Sums(torch.autograd.Function):
+    """What `loss_sums` gives, a few patches at a time on a processor: all that is made of them stays in its cache.
+
+    With ``l = log q`` the log-probabilities, c the counts and n their sum over classes, the sums over pixels are ``c l``,
+    ``c``, ``q c`` and ``q n``; with gradients a, _, b and d towards them that towards the logits is
+    ``a c + q (b c + d n) - q sum(a c + q (b c + d n))``, the sum over classes.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, counts: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            sums, kept = [], []
+            for part, weight in zip(_parts(logits), _parts(counts), strict=True):
+                weight = weight.movedim(-1, 0).contiguous()
+                log = _single(part.movedim(-1, 0)).contiguous().log_softmax(0)
+                share, all_classes = log.exp(), weight.sum(0)
+                # Products and sums, not matrix products: TF32 would round the counts to a few bits there.
+                terms = log * weight, weight, share * weight, share * all_classes
+                sums.append(torch.stack([_sum(term[None]) for term in terms]))
+                kept += [share, weight]
+            ctx.save_for_backward(*kept)
+            ctx.shape, ctx.dtype = logits.shape, logits.dtype  # type: ignore[attr-defined]
+            return torch.stack(sums).sum(0)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        kept = ctx.saved_tensors  # type: ignore[attr-defined]
+        out = gradient.new_empty(ctx.shape, dtype=ctx.dtype)  # type: ignore[attr-defined]
+        for to, share, weight in zip(_parts(out), kept[::2], kept[1::2], strict=True):
+            likelihood, _, both, predicted = (row.view(-1, *[1] * (share.ndim - 1)) for row in gradient)
+            certain = weight * likelihood
+            given = (weight * both).add_(weight.sum(0) * predicted).mul_(share)
+            total = certain.sum(0) + given.sum(0)
+            to.copy_((certain.add_(given).sub_(share * total)).movedim(0, -1))
+        return out, None
+
+
+def _parts(values: Tensor) -> tuple[Tensor, ...]:
+    """Cut ``(B, N, ..., K)`` into parts of a few patches, ``(n, ..., K)``; on a GPU it is one."""
+    patches = values.flatten(0, 1)
+    if values.device.type != "cpu":
+        return (patches,)
+    return patches.split(max(1, _PART // max(1, patches[:1].numel())))
+
+
+def _check(logits: Tensor, counts: Tensor) -> None:
     if logits.shape != counts.shape or logits.ndim < 3:
         raise InputError(
             f"logits are {tuple(logits.shape)}, counts {tuple(counts.shape)}; give both as (B, ..., K), of one shape"
         )
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+
+
+def _classes_second(logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Check the two and move the class axis to place 1: ``(B, ..., K)`` -> ``(B, K, ...)``."""
+    _check(logits, counts)
     # A softmax over a short last axis is 10 to 20 times slower on a CPU than over an axis in front of the pixels.
-    return logits.movedim(-1, 1).contiguous(), counts.movedim(-1, 1).contiguous()
+    return _single(logits).movedim(-1, 1).contiguous(), counts.movedim(-1, 1).contiguous()
+
+
+def _single(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _mean(values: Tensor, counts: Tensor, class_weight: Tensor | None = None) -> Tensor:
