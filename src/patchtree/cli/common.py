@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from patchtree.errors import InputError
+from patchtree.memory import keep_memory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -109,6 +110,7 @@ def verb(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        keep_memory()
         try:
             with told_warnings():
                 command(*args, **kwargs)
