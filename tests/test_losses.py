@@ -14,6 +14,7 @@ from monai.losses import DiceCELoss, DiceLoss, FocalLoss
 from torch import Tensor
 from torch.nn import functional as F
 
+from patchtree import losses
 from patchtree.errors import InputError
 from patchtree.losses import cross_entropy, dice_loss, focal_loss, loss_of_sums, loss_sums, segmentation_loss
 from patchtree.patches import count_labels
@@ -161,6 +162,33 @@ def test_batches_can_be_added_before_the_loss() -> None:
     counts[3, 3:] = 0
     parts = [loss_sums(logits[own], counts[own]) for own in (slice(3), slice(3, None))]
     torch.testing.assert_close(loss_of_sums(parts[0] + parts[1]), segmentation_loss(logits, counts))
+
+
+@given(
+    shape=st.sampled_from([(1, 1), (2, 5), (3, 4)]),
+    side=st.sampled_from([(2, 2), (4, 4), (2, 2, 2)]),
+    classes=st.integers(1, 4),
+    part=st.sampled_from([1, 50, 1 << 16]),
+    seed=st.integers(0, 2**32),
+)
+def test_sums_of_a_few_patches_at_a_time_are_those_of_all_at_once(
+    shape: tuple[int, int], side: tuple[int, ...], classes: int, part: int, seed: int
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    logits = torch.randn(*shape, *side, classes, generator=rng).double().requires_grad_()
+    counts = torch.randint(0, 3, logits.shape, generator=rng).double()
+    wanted = torch.randn(4, classes, generator=rng).double()
+
+    pixels = list(range(logits.ndim - 1))
+    log = logits.log_softmax(-1)
+    terms = log * counts, counts, log.exp() * counts, log.exp() * counts.sum(-1, keepdim=True)
+    slow = torch.stack([term.sum(pixels) for term in terms])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "_PART", part)
+        quick = loss_sums(logits, counts)
+        gradients = [torch.autograd.grad(sums, logits, wanted)[0] for sums in (quick, slow)]
+    torch.testing.assert_close(quick, slow)
+    torch.testing.assert_close(*gradients)
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]

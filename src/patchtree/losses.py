@@ -163,8 +163,8 @@ def loss_of_sums(sums: Tensor, class_weight: Tensor | None = None) -> Tensor:
 class _Sums(torch.autograd.Function):
     """What `loss_sums` gives, a few patches at a time on a processor: all that is made of them stays in its cache.
 
-    With ``l = log q`` the log-probabilities, c the counts and n their sum over classes, the sums over pixels are ``c l``,
-    ``c``, ``q c`` and ``q n``; with gradients a, _, b and d towards them that towards the logits is
+    With ``l = log q`` the log-probabilities, c the counts and n their sum over classes, the sums over pixels are of
+    ``c l``, ``c``, ``q c`` and ``q n``; with gradients a, _, b and d towards them, that towards the logits is
     ``a c + q (b c + d n) - q sum(a c + q (b c + d n))``, the sum over classes.
     """
 
@@ -185,7 +185,7 @@ class _Sums(torch.autograd.Function):
             return torch.stack(sums).sum(0)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         kept = ctx.saved_tensors  # type: ignore[attr-defined]
         out = gradient.new_empty(ctx.shape, dtype=ctx.dtype)  # type: ignore[attr-defined]
         for to, share, weight in zip(_parts(out), kept[::2], kept[1::2], strict=True):
@@ -202,7 +202,7 @@ def _parts(values: Tensor) -> tuple[Tensor, ...]:
     patches = values.flatten(0, 1)
     if values.device.type != "cpu":
         return (patches,)
-    return patches.split(max(1, _PART // max(1, patches[:1].numel())))
+    return torch.split(patches, max(1, _PART // max(1, patches[:1].numel())))
 
 
 def _check(logits: Tensor, counts: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx
 def suits(x: Tensor, weight: Tensor) -> bool:
     """Whether `convolve_blocks` is for this: two dimensions, and a processor that computes in float32.
 
-    In half precision each of the nine products would be rounded; a GPU has quick convolutions, and waits for every call.
+    In half precision each of the nine products would be rounded; a GPU has quick convolutions and waits for each call.
 
     >>> suits(torch.zeros(1, 4, 8), torch.zeros(8, 8, 3, 3))
     True
@@ -62,7 +62,7 @@ class _Convolve(torch.autograd.Function):
         return out.view(grid**2, leaves, -1).movedim(0, 1)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         blocks, places, taps = ctx.saved_tensors  # type: ignore[attr-defined]
         grid = blocks.shape[0] - 2
         gradient = gradient.movedim(0, 1).reshape(grid, -1, gradient.shape[-1])
