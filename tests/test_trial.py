@@ -11,12 +11,12 @@ import torch
 
 from patchtree.cache import cache_data
 from patchtree.data import Whole
-from patchtree.datasets import find_data
+from patchtree.datasets import choose, find_data
 from patchtree.inference import load
 from patchtree.io.images import write_image, write_mask
 from patchtree.metrics import confusion, mean_dice
 from patchtree.patcher import Patcher
-from patchtree.runs import load_config
+from patchtree.runs import load_config, weights_metadata
 from patchtree.training import train
 from patchtree.trial import SHARES, choose_share, try_budgets
 
@@ -71,6 +71,19 @@ def test_scores_are_those_of_the_run_s_predictions(run: tuple[Path, list[str]], 
             ids = torch.from_numpy(predictor(image.image())).long()
             table += confusion(ids, torch.eye(2)[image.mask().astype(int)])
         assert score == pytest.approx(mean_dice(table), abs=1e-9)
+
+
+def test_the_best_validation_is_the_score_with_all_patches(
+    run: tuple[Path, list[str]], data: Path, tmp_path: Path
+) -> None:
+    out, lines = run
+    config = load_config(out)
+    images = cache_data(choose(find_data(data), config.val), tmp_path / "cache")
+    density, least, most = config.options["density"], config.least, config.most
+    whole = Whole(images, 2, Patcher.from_dict(config.patcher), density=density, least=least, most=most)
+    score = try_budgets(out, whole, (1.0,), device="cpu")[1.0]
+    assert score == pytest.approx(float(weights_metadata(out)["dice"]), abs=1e-9)
+    assert f"{score:.3f} with {config.options['budget']}" in lines[-1]
 
 
 def test_a_budget_that_was_asked_for_is_kept(data: Path, tmp_path: Path) -> None:

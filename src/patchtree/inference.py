@@ -20,7 +20,7 @@ from patchtree.models.mesh import set_reach
 from patchtree.models.precision import half_where_quick
 from patchtree.models.segmenter import Segmenter
 from patchtree.patcher import Patches, spare_budget_allowed
-from patchtree.patches import paint
+from patchtree.patches import painter
 from patchtree.runs import WEIGHTS, RunConfig, load_config, load_weights
 from patchtree.slide_evaluation import evaluate_slide
 from patchtree.tokens import collate
@@ -83,17 +83,15 @@ class Predictor:
         views = []
         for axes in VIEWS if flips else VIEWS[:1]:
             patches = self.split(np.flip(image, axes))
-            views.append((axes, self.in_patches(patches), patches.tree))
+            views.append((axes, painter(self.in_patches(patches), patches.tree, self.smooth)))
         rows = max(1, _BAND // (width * len(self.config.labels)))
         for top in range(0, height, rows):
             bottom = min(height, top + rows)
-            total = np.zeros((bottom - top, width, len(self.config.labels)), np.float32)
-            for axes, values, tree in views:
+            shares = []
+            for axes, view in views:
                 low, high = (height - bottom, height - top) if 0 in axes else (top, bottom)
-                band = paint(values, tree, region=(low, 0, high, width), smooth=self.smooth)
-                total += np.flip(band, axes)
-            total /= len(views)
-            yield top, total
+                shares.append(np.flip(view.paint((low, 0, high, width)), axes))
+            yield top, shares[0] if len(views) == 1 else np.mean(shares, 0, dtype=np.float32)
 
     def split(self, image: NDArray[Any]) -> Patches:
         """Split an image as those that the run was trained on were."""

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from patchtree.errors import InputError
 
-# Numbers in a part: a few arrays of so many stay in a processor's second cache.
+# Numbers in a part: a few arrays of so many stay in a processor's cache.
 _PART = 1 << 16
 
 
@@ -135,7 +135,7 @@ def loss_sums(logits: Tensor, counts: Tensor) -> Tensor:
 
     Args:
         logits: ``(B, ..., K)``.
-        counts: ``(B, ..., K)``, image pixels of each class under each patch pixel.
+        counts: ``(B, ..., K)``, image pixels of each class under each patch pixel; gets no gradient.
 
     Returns:
         ``(4, K)``: log-likelihood, true pixels, predicted pixels (as probabilities) that are true, predicted pixels.
@@ -161,7 +161,7 @@ def loss_of_sums(sums: Tensor, class_weight: Tensor | None = None) -> Tensor:
 
 
 class _Sums(torch.autograd.Function):
-    """What `loss_sums` gives, a few patches at a time on a processor: all that is made of them stays in its cache.
+    """What `loss_sums` gives, a few patches at a time on a processor: what is made on the way stays in its cache.
 
     With ``l = log q`` the log-probabilities, c the counts and n their sum over classes, the sums over pixels are of
     ``c l``, ``c``, ``q c`` and ``q n``; with gradients a, _, b and d towards them, that towards the logits is
@@ -170,21 +170,22 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, logits: Tensor, counts: Tensor) -> Tensor:
-        with torch.autocast(logits.device.type, enabled=False):
-            sums, kept = [], []
-            for part, weight in zip(_parts(logits), _parts(counts), strict=True):
-                weight = weight.movedim(-1, 0).contiguous()
-                log = _single(part.movedim(-1, 0)).contiguous().log_softmax(0)
-                share, all_classes = log.exp(), weight.sum(0)
-                # Products and sums, not matrix products: TF32 would round the counts to a few bits there.
-                terms = log * weight, weight, share * weight, share * all_classes
-                sums.append(torch.stack([_sum(term[None]) for term in terms]))
+        sums, kept = [], []
+        for part, weight in zip(_parts(logits), _parts(counts), strict=True):
+            weight = weight.movedim(-1, 0).contiguous()
+            log = _single(part.movedim(-1, 0)).contiguous().log_softmax(0)
+            share, all_classes = log.exp(), weight.sum(0)
+            # Products and sums, not matrix products: autocast and TF32 would round the counts to a few bits there.
+            terms = log * weight, weight, share * weight, share * all_classes
+            sums.append(torch.stack([term.flatten(1).sum(1) for term in terms]))
+            if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
                 kept += [share, weight]
-            ctx.save_for_backward(*kept)
-            ctx.shape, ctx.dtype = logits.shape, logits.dtype  # type: ignore[attr-defined]
-            return torch.stack(sums).sum(0)
+        ctx.save_for_backward(*kept)
+        ctx.shape, ctx.dtype = logits.shape, logits.dtype  # type: ignore[attr-defined]
+        return torch.stack(sums).sum(0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         kept = ctx.saved_tensors  # type: ignore[attr-defined]
         out = gradient.new_empty(ctx.shape, dtype=ctx.dtype)  # type: ignore[attr-defined]

@@ -60,8 +60,8 @@ from patchtree.unlabelled import find_unlabelled
 _DEFAULT_TIME = 3600.0
 _CLIP = 1.0
 _DECAY = 0.999
-# Validations that there must be time for after the last step: one, and as many again as budgets are tried.
-_AFTER, _AFTER_TRIED = 1.1, 3.5
+# Validations that there must be time for after the last step: one, and where budgets are tried three quarters of one.
+_AFTER, _AFTER_TRIED = 1.1, 2.3
 
 
 def train(
@@ -256,7 +256,7 @@ def train(
         course.resume(checkpoint)
         if course.progress >= 1:
             if main and tried and not config.tried:
-                _try_budgets(out, config, options, parts, accelerator, say)
+                _try_budgets(out, config, options, parts, accelerator, course.best, say)
             if main:
                 shutil.rmtree(out / CACHE, ignore_errors=True)
             say(f"{out} is complete; to go on, give a longer max_time or more max_epochs")
@@ -293,7 +293,7 @@ def train(
     say(f"{best} of {trainer.global_step}; the run is in {out}")
     if main:
         if tried:
-            _try_budgets(out, config, options, parts, accelerator, say)
+            _try_budgets(out, config, options, parts, accelerator, course.best, say)
         shutil.rmtree(out / CACHE, ignore_errors=True)
     return out
 
@@ -304,11 +304,14 @@ def _try_budgets(
     options: Options,
     parts: DataModule,
     accelerator: str,
+    best: float,
     say: Callable[[str], None],
 ) -> None:
     """Find how many patches prediction takes, write it down, and say so."""
     assert isinstance(parts.whole, Whole)
-    scores = try_budgets(out, parts.whole, device="cpu" if accelerator == "cpu" else None)
+    *fewer, whole = SHARES
+    # The best weights were chosen with all patches.
+    scores = {**try_budgets(out, parts.whole, fewer, device="cpu" if accelerator == "cpu" else None), whole: best}
     share = choose_share(scores)
     save_config(out, replace(config, density=share * options.density, tried=True))
     each = ", ".join(f"{score:.3f} with {round(part * options.budget)}" for part, score in scores.items())
@@ -366,6 +369,7 @@ def _open_data(
     dataset: DataSet, config: RunConfig, options: Options, cache: Path, workers: int, shown: bool
 ) -> DataModule:
     """Make the data of a run; a bar tells how far the decoding is, where it is shown."""
+    bar = partial(track, description="Reading", console=Console(stderr=True), transient=True)
     return (ImageData if options.task == "classify" else SlideModule if dataset.slides else DataModule)(
         choose(dataset, config.train),
         choose(dataset, config.val),
@@ -382,7 +386,7 @@ def _open_data(
         seed=options.seed,
         mean=config.mean or None,
         std=config.std or None,
-        progress=partial(track, description="Reading", console=Console(stderr=True), transient=True) if shown else None,
+        progress=bar if shown else None,
     )
 
 

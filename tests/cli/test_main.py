@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from patchtree import Patcher
-from patchtree.cli import app, progress
+from patchtree.cli import app, common, progress
 from patchtree.io.images import write_image
 
 from .conftest import Run, outputs, picture, run_process
@@ -210,6 +210,13 @@ def test_warnings_for_developers_are_not_for_users(run: Run, image: Path, monkey
     assert (result.code, result.err) == (0, "warning: a UserWarning of two lines\n")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert run("info", image).err == ""
+
+
+def test_every_verb_keeps_its_memory(run: Run, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(common, "keep_memory", lambda: calls.append(True))
+    assert run("info", str(image)).code == 0
+    assert calls == [True]
 
 
 def test_names_that_no_terminal_can_show(tmp_path: Path) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from patchtree.models import layers
 from patchtree.models.layers import GhostConv
@@ -22,35 +27,53 @@ from patchtree.models.stencil import convolve_blocks, suits
 def test_it_is_the_convolution_of_the_blocks(leaves: int, grid: int, inputs: int, outputs: int, seed: int) -> None:
     torch.manual_seed(seed)
     layer = GhostConv(inputs, outputs)
-    x = torch.randn(leaves, grid**2, inputs)
     # One past the last cell is nothing; cells are seen by several leaves.
     index = torch.randint(0, leaves * grid**2 + 1, (leaves, (grid + 2) ** 2))
+    parts = torch.randn(leaves * grid**2, inputs), layer.conv.weight, layer.conv.bias
     wanted = torch.randn(leaves, grid**2, outputs)
 
-    def run() -> list[torch.Tensor]:
-        layer.zero_grad()
-        given = x.clone().requires_grad_()
-        out = layer(given, index)
-        out.backward(wanted)
-        return [out.detach(), *(part.grad for part in (given, layer.conv.weight, layer.conv.bias))]
+    def differentiate(convolve: Callable[..., Tensor], needed: Sequence[int]) -> list[Tensor]:
+        given = [part.detach().clone().requires_grad_(at in needed) for at, part in enumerate(parts)]
+        out = convolve(*given)
+        return [out.detach(), *torch.autograd.grad(out, [given[at] for at in needed], wanted)]
 
-    quick = run()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "suits", lambda *_: False)
-        slow = run()
-    for ours, theirs in zip(quick, slow, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    def slow(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        blocks = torch.cat([x, torch.zeros(1, inputs)])[index].view(leaves, grid + 2, grid + 2, inputs)
+        return F.conv2d(blocks.movedim(-1, 1), weight, bias).movedim(1, -1).flatten(1, 2)
+
+    for needed in ((0, 1, 2), (0,), (1,), (2,)):
+        ours = differentiate(lambda x, weight, bias: convolve_blocks(x, index, weight, bias), needed)
+        for one, other in zip(ours, differentiate(slow, needed), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_gradients_of_the_inputs_alone_and_of_the_weights_alone() -> None:
-    torch.manual_seed(0)
-    index = torch.randint(0, 9, (2, 16))
-    for wanted in range(3):
-        parts = [torch.randn(8, 3), torch.randn(5, 3, 3, 3), torch.randn(5)]
-        parts[wanted].requires_grad_()
-        x, weight, bias = parts
-        convolve_blocks(x, index, weight, bias).sum().backward()
-        assert [part.grad is not None for part in parts] == [at == wanted for at in range(3)]
+def test_the_layer_is_the_same_with_and_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = GhostConv(3, 5), torch.randn(4, 4, 3)
+    index = torch.randint(0, 17, (4, 16))
+    calls = []
+
+    def watched(*given: Tensor) -> Tensor:
+        calls.append(given)
+        return convolve_blocks(*given)
+
+    monkeypatch.setattr(layers, "convolve_blocks", watched)
+    quick = layer(x, index)
+    assert len(calls) == 1
+    monkeypatch.setattr(layers, "suits", lambda *_: False)
+    torch.testing.assert_close(quick, layer(x, index), atol=1e-5, rtol=1e-5)
+    assert len(calls) == 1
+
+
+def test_its_multiply_adds_are_counted() -> None:
+    x, weight = torch.zeros(8, 3, requires_grad=True), torch.zeros(5, 3, 3, 3, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        convolve_blocks(x, torch.zeros(2, 16, dtype=torch.long), weight, torch.zeros(5)).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * (2 * 4 * 9 * 3 * 5)
+
+
+def test_no_leaves_are_no_cells() -> None:
+    x, index = torch.zeros(0, 3), torch.zeros(0, 16, dtype=torch.long)
+    assert convolve_blocks(x, index, torch.zeros(5, 3, 3, 3), torch.zeros(5)).shape == (0, 4, 5)
 
 
 def test_it_is_for_single_precision_on_a_processor() -> None:

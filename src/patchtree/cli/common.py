@@ -1,4 +1,4 @@
-"""What the verbs share: errors and warnings told in one line, exit codes, a progress bar, results for machines."""
+"""What the verbs share: options, errors and warnings told in one line, exit codes, results for machines."""
 
 from __future__ import annotations
 
