@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patchtree.datasets import Pair
 from patchtree.errors import InputError
-from patchtree.ids import count_pairs
+from patchtree.ids import count_pairs, likeliest
 from patchtree.models.choose import build
 from patchtree.models.mesh import set_reach
 from patchtree.models.precision import half_where_quick
@@ -63,7 +63,7 @@ class Predictor:
             if ids is None:
                 shape = np.asarray(image).shape[:2]
                 ids = np.empty(shape, np.uint8 if len(self.config.labels) <= 256 else np.uint16)
-            ids[top : top + len(share)] = share.argmax(-1)
+            ids[top : top + len(share)] = likeliest(share)
         assert ids is not None
         return ids
 

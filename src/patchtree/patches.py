@@ -305,18 +305,29 @@ def _with_parents(values: NDArray[Any], tree: Tree) -> list[_Cells]:
         which = which.reshape(-1)
         if not len(parents):
             continue
-        # A child outside the image is given its parent's mean.
-        total = np.zeros((len(parents), values.shape[-1]))
-        np.add.at(total, which, blocks.mean(axis=tuple(range(1, ndim + 1))))
-        mean = total / np.bincount(which)[:, None]
         canvas = np.empty((len(parents), *(2, side) * ndim, values.shape[-1]), values.dtype)
-        canvas[:] = mean.reshape(len(parents), *(1, 1) * ndim, -1)
+        children = np.bincount(which)
+        few = children < 1 << ndim
+        if few.any():
+            # A child outside the image is given its parent's mean.
+            total, here = np.zeros((len(parents), values.shape[-1])), few[which]
+            np.add.at(total, which[here], blocks[here].mean(axis=tuple(range(1, ndim + 1))))
+            canvas[few] = (total[few] / children[few, None]).reshape(-1, *(1, 1) * ndim, values.shape[-1])
         canvas[(which, *_every_other(index & 1))] = blocks
-        pairs = canvas.reshape(len(parents), *(side, 2) * ndim, -1)
-        means = pairs.mean(axis=tuple(range(2, 2 * ndim + 1, 2)))
+        means = _halve(canvas.reshape(len(parents), *(2 * side,) * ndim, -1))
         upper, own = levels[level + 1]
         levels[level + 1] = (np.concatenate([upper, parents]), np.concatenate([own, means]))
     return levels
+
+
+def _halve(blocks: NDArray[Any]) -> NDArray[Any]:
+    """Average 2 pixels along each axis, ``(M, 2 n, 2 n, C)`` -> ``(M, n, n, C)``."""
+    # numpy's own mean takes three times as long where there are few channels.
+    ndim = blocks.ndim - 2
+    for axis in range(1, ndim + 1):
+        lines = blocks.swapaxes(0, axis)
+        blocks = (lines[::2] + lines[1::2]).swapaxes(0, axis)
+    return blocks * blocks.dtype.type(0.5**ndim)
 
 
 def _every_other(index: NDArray[np.int32]) -> tuple[Any, ...]:
