@@ -327,7 +327,7 @@ def _halve(blocks: NDArray[Any]) -> NDArray[Any]:
     for axis in range(1, ndim + 1):
         lines = blocks.swapaxes(0, axis)
         blocks = (lines[::2] + lines[1::2]).swapaxes(0, axis)
-    return blocks * blocks.dtype.type(0.5**ndim)
+    return np.asarray(blocks * blocks.dtype.type(0.5**ndim))
 
 
 def _every_other(index: NDArray[np.int32]) -> tuple[Any, ...]:

@@ -143,6 +143,17 @@ def test_a_folder_that_is_neither_a_run_nor_data(run: Run, tmp_path: Path) -> No
     assert run("info", tmp_path).failed_with(str(tmp_path), "neither a run (config.json) nor a data folder")
 
 
+def test_a_folder_of_images_is_each_of_them(run: Run, image: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("b.png", "a.png"):
+        (folder / name).write_bytes(image.read_bytes())
+    (folder / "notes.txt").write_text("two of them")
+    told = run("info", folder, image, "--json").json
+    assert [one["path"] for one in told] == [str(path) for path in (folder / "a.png", folder / "b.png", image)]
+    assert {one["kind"] for one in told} == {"image"}
+
+
 def test_what_a_person_reads(run: Run, image: Path) -> None:
     result = run("info", image)
     assert (result.code, result.err) == (0, "")

@@ -43,6 +43,15 @@ def test_probabilities_and_flips(run: Run, trained: Trained, tmp_path: Path) -> 
     assert outputs(tmp_path) == ["a.png", "a_probabilities.tif"]
 
 
+@pytest.mark.parametrize("words", [["--format", "ome-tiff"], ["--skip-bad-tiles"]])
+def test_what_is_for_slides_is_refused_where_there_are_none(
+    words: list[str], run: Run, trained: Trained, tmp_path: Path
+) -> None:
+    result = run("predict", trained.run, trained.data / "images" / "a.png", "--out", tmp_path / "out", *words)
+    assert result.failed_with("no input is a slide")
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_too_large_for_png(run: Run, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patchtree.io.images._PNG_SIDE", 100)
     result = run("predict", trained.run, trained.data / "images" / "a.png", "--out", tmp_path)

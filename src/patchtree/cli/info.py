@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,12 +26,12 @@ def info(
         list[str],
         typer.Argument(
             metavar="PATH...",
-            help="Images, slides, masks, data folders, runs, trees (.tree), patches (.npz), folders of outputs.",
+            help="Images, slides, masks, folders of them, data folders, runs, trees (.tree), patches (.npz), outputs.",
         ),
     ],
     json: Json = False,
 ) -> None:
-    """Say what a file, a data folder or a run is.
+    """Say what a file, a data folder or a run is; of a folder of images, each.
 
     Of an image: shape, type, range and noise (the standard deviation, estimated
     from the finest details); of a mask also the share of each id. Of a slide:
@@ -46,7 +47,7 @@ def info(
     """
     results = []
     failed = False
-    for path in paths:
+    for path in chain.from_iterable(map(_named, paths)):
         try:
             result = _reader(path)(path)
         except Exception as error:
@@ -63,6 +64,17 @@ def info(
         print_json(results)
     if failed:
         raise typer.Exit(1)
+
+
+def _named(path: str) -> list[str]:
+    """Give the images and slides in a folder that is nothing else, and other paths as they are."""
+    from patchtree.jobs import find_inputs
+    from patchtree.runs import CONFIG
+
+    if not Path(path).is_dir() or _reader(path) is not describe_run or Path(path, CONFIG).exists():
+        return [path]
+    inputs, _ = find_inputs([path])
+    return [one.path for one in inputs] or [path]
 
 
 def _reader(path: str) -> Callable[[str], dict[str, Any]]:
@@ -246,7 +258,7 @@ def describe_run(path: str) -> dict[str, Any]:
 
     if not Path(path, CONFIG).exists():
         raise InputError(
-            f"{path}: neither a run ({CONFIG}) nor a data folder (images/ or imagesTr/); name one, or the files in it"
+            f"{path}: neither a run ({CONFIG}) nor a data folder (images/ or imagesTr/), and holds no images; name one"
         )
     config = load_config(path)
     score = SCORES[config.task]
