@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -41,6 +42,19 @@ def test_patches_of_any_size_keep_as_many_pixels() -> None:
 def test_fine_labels_need_more() -> None:
     needed = [1 / choose_density([stripes(width, 4200)], PATCHER, classes=2) for width in (100, 6)]
     assert needed == [4096, 1024]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_images_that_few_patches_show_get_few(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    mask = np.kron(np.eye(2, dtype=np.uint8), np.ones((1024, 1024), np.uint8))
+    sharp = (100 * mask + cv2.resize(rng.integers(0, 100, (256, 256), np.uint8), (2048, 2048))).astype(dtype)
+    smooth = cv2.GaussianBlur(sharp.astype(np.float32), (0, 0), 40).astype(dtype)
+    tokens = [round(2048**2 * choose_density([(image, mask)], PATCHER, classes=2)) for image in (smooth, sharp)]
+    assert tokens[0] < tokens[1] == 4096
+    # One that needs all is enough, and one of a single value needs nothing.
+    both = [(smooth, mask), (np.zeros_like(sharp), mask), (sharp, mask)]
+    assert round(2048**2 * choose_density(both, PATCHER, classes=2)) == 4096
 
 
 def test_no_foreground_asks_for_nothing() -> None:

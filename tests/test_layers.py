@@ -21,6 +21,7 @@ ORDER = (
     "patches",
     "ids",
     "patcher",
+    "fidelity",
     "show",
     "io",
     "slides",

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchtree.fidelity import measure_psnr
 from patchtree.patcher import Patcher, spare_budget_allowed
 from patchtree.patches import count_labels
 
-# The Dice that the patches alone must allow; see choose_density.
-_CEILING = 0.96
+# The Dice that the patches alone must allow, and the decibels from which they show all of an image; see choose_density.
+_CEILING, _SHOWN = 0.96, 50.0
 # Patch pixels: for a pixel of the image at least, and for an image of median area at least.
 _FEWEST, _ENOUGH = 1 / 16, 1 << 20
 # The smallest budget of a whole image.
@@ -30,14 +31,15 @@ def choose_density(
 ) -> float:
     """Give the tokens a pixel that suit these images and their labels.
 
-    Labels painted from patches cannot be finer than the patches. The density starts at `usual_density`: a patch
-    pixel for 16 pixels (a token of 16 x 16 for 4096), or as many more as give an image of median area a million (4096
-    tokens). It doubles until the best labels that the patches could hold have a Dice of 0.96 (mean of the foreground
-    classes), or all leaves are of the finest level.
+    Patches should show what there is to see: from a patch pixel for 16 pixels (a token of 16 x 16 for 4096) on, the
+    density doubles until painted patches differ from the image by less than a three hundredth of its range (50 dB), but
+    to no more than `usual_density`. And labels painted from patches cannot be finer than the patches: it doubles on
+    until the best labels that they could hold have a Dice of 0.96 (mean of the foreground classes), or all leaves are
+    of the finest level.
 
-    >>> coarse, fine = (np.tile(np.arange(2048) // width % 2, (2048, 1)).astype(np.uint8) for width in (100, 3))
+    >>> coarse, fine = (np.tile(np.arange(2048) // width % 2, (2048, 1)).astype(np.uint8) for width in (128, 3))
     >>> [round(1 / choose_density([(255 * ids, ids)], Patcher(detail="residual"), 2)) for ids in (coarse, fine)]
-    [1024, 256]
+    [4096, 256]
 
     Args:
         images: image ``(H, W)`` or ``(H, W, C)`` and mask ``(H, W)`` each.
@@ -46,7 +48,10 @@ def choose_density(
         ignore: id of pixels without a label.
     """
     pixels = patcher.patch_size**2
-    share = pixels * usual_density(float(np.median([mask.size for _, mask in images])), patcher.patch_size)
+    usual = pixels * usual_density(float(np.median([mask.size for _, mask in images])), patcher.patch_size)
+    share = min(_FEWEST, usual)
+    while share < usual and not _show_all(images, patcher, share / pixels):
+        share = min(usual, 2 * share)
     while share < 1 and _ceiling(images, patcher, share / pixels, classes, ignore) < _CEILING:
         share = min(1.0, 2 * share)
     return share / pixels
@@ -65,6 +70,24 @@ def usual_density(area: float, patch_size: int) -> float:
     return min(1.0, max(_FEWEST, _ENOUGH / area)) / patch_size**2
 
 
+def _show_all(images: Sequence[tuple[NDArray[Any], NDArray[Any]]], patcher: Patcher, density: float) -> bool:
+    """Whether painted patches differ from each image by next to nothing, against the range of its own values."""
+    for image, _ in images:
+        part = np.ascontiguousarray(image[_middle(image.shape)])
+        with spare_budget_allowed():
+            patches = with_budget(patcher, part.shape[:2], density)(part)
+        peak = float(part.max()) - float(part.min())
+        if peak and measure_psnr(part, patches, peak) < _SHOWN:
+            return False
+    return True
+
+
+def _middle(shape: Sequence[int]) -> tuple[slice, slice]:
+    """Give the part of an image that is looked at."""
+    top, left = (max(0, (length - _SIDE) // 2) for length in shape[:2])
+    return slice(top, top + _SIDE), slice(left, left + _SIDE)
+
+
 def _ceiling(
     images: Sequence[tuple[NDArray[Any], NDArray[Any]]],
     patcher: Patcher,
@@ -79,8 +102,7 @@ def _ceiling(
 
     table = torch.zeros(classes, classes, dtype=torch.float64)
     for image, mask in images:
-        top, left = (max(0, (length - _SIDE) // 2) for length in mask.shape)
-        part = (slice(top, top + _SIDE), slice(left, left + _SIDE))
+        part = _middle(mask.shape)
         with spare_budget_allowed():  # it is told once the training starts
             tree = with_budget(patcher, mask[part].shape, density).plan(image[part])
         counts = torch.from_numpy(count_labels(mask[part], tree, classes, ignore))

@@ -9,7 +9,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from patchtree import Patcher, Patches
-from patchtree.cli.patch import measure_psnr
+from patchtree.fidelity import measure_psnr
 from patchtree.io.images import read_image, write_image
 from patchtree.show import show
 

@@ -37,13 +37,10 @@ from patchtree.patcher import Patcher, Patches
 from patchtree.patches import cut
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from patchtree.io.slides import Slide
     from patchtree.jobs import Input
     from patchtree.tree import Tree
 
-_STRIP_ROWS = 1024
 _BLOCKS = 30
 _PICTURE_SIDE = 1600
 _CHILDREN = 4
@@ -168,6 +165,7 @@ def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path, must_
     """
     import numpy as np
 
+    from patchtree.fidelity import measure_psnr
     from patchtree.io.images import image_size, read_image, write_image
     from patchtree.show import show
 
@@ -242,36 +240,6 @@ def patch_slide(
         "seconds": {name: times[at + 1] - times[at] for at, name in enumerate(("patch", "save", "draw"))},
         "files": [str(arrays), str(picture)],
     }
-
-
-def measure_psnr(image: NDArray[Any], patches: Patches) -> float:
-    """Compare an image with its patches painted back, in decibels; infinite where they are equal.
-
-    The peak is 255 and 65535 for 8 and 16 bits without sign, and the image's range for other types.
-
-    >>> import numpy as np
-    >>> from patchtree import Patcher
-    >>> image = np.zeros((64, 64), np.uint8)
-    >>> image[0, 0] = 255
-    >>> round(measure_psnr(image, Patcher(budget=1)(image)), 1)
-    36.4
-    """
-    import numpy as np
-
-    tree = patches.tree
-    squares = 0.0
-    for top in range(0, len(image), _STRIP_ROWS):
-        strip = image[top : top + _STRIP_ROWS]
-        painted = tree.paint(patches.pixels, region=(top, 0, top + len(strip), image.shape[1]))
-        error = strip.astype(np.float64) - painted
-        squares += float(np.vdot(error, error))
-    if squares == 0:
-        return float("inf")
-    if image.dtype in (np.uint8, np.uint16):
-        peak = float(np.iinfo(image.dtype).max)
-    else:
-        peak = float(image.max()) - float(image.min())
-    return float(10 * np.log10(peak**2 * image.size / squares))
 
 
 def _check_fit(path: str | Path, patcher: Patcher, shape: tuple[int, int]) -> None:
