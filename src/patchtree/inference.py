@@ -87,11 +87,14 @@ class Predictor:
         rows = max(1, _BAND // (width * len(self.config.labels)))
         for top in range(0, height, rows):
             bottom = min(height, top + rows)
-            shares = []
-            for axes, view in views:
+            (_, first), *others = views
+            total = first.paint((top, 0, bottom, width))
+            for axes, view in others:
                 low, high = (height - bottom, height - top) if 0 in axes else (top, bottom)
-                shares.append(np.flip(view.paint((low, 0, high, width)), axes))
-            yield top, shares[0] if len(views) == 1 else np.mean(shares, 0, dtype=np.float32)
+                total += np.flip(view.paint((low, 0, high, width)), axes)
+            if others:
+                total /= len(views)
+            yield top, total
 
     def split(self, image: NDArray[Any]) -> Patches:
         """Split an image as those that the run was trained on were."""
