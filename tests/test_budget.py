@@ -57,6 +57,18 @@ def test_images_that_few_patches_show_get_few(dtype: type) -> None:
     assert round(2048**2 * choose_density(both, PATCHER, classes=2)) == 4096
 
 
+@pytest.mark.parametrize(("side", "tokens"), [(48, 9), (256, 256), (1024, 512), (2048, 1024)])
+def test_small_images_get_512_or_all_whatever_they_show(side: int, tokens: int) -> None:
+    mask = np.kron(np.eye(2, dtype=np.uint8), np.ones((side // 2, side // 2), np.uint8))
+    flat = np.full_like(mask, 7)
+    assert round(side**2 * choose_density([(flat, mask)], Patcher(16, detail=aligned), classes=2)) == tokens
+
+
+def aligned(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Show every quarter of an image alike, so that labels are no reason for more."""
+    return np.ones(image.shape[:2])
+
+
 def test_no_foreground_asks_for_nothing() -> None:
     image, mask = stripes(6, 4200)
     assert choose_density([(image, np.zeros_like(mask))], PATCHER, classes=2) == 1 / 4096

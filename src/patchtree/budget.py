@@ -16,8 +16,8 @@ from patchtree.patches import count_labels
 
 # The Dice that the patches alone must allow, and the decibels from which they show all of an image; see choose_density.
 _CEILING, _SHOWN = 0.96, 50.0
-# Patch pixels: for a pixel of the image at least, and for an image of median area at least.
-_FEWEST, _ENOUGH = 1 / 16, 1 << 20
+# Patch pixels at least: for each of an image's pixels, for an image, and for one that so few do not show.
+_FEWEST, _FEW, _ENOUGH = 1 / 16, 1 << 17, 1 << 20
 # The smallest budget of a whole image.
 LEAST = 64
 # Sides of training windows, in patches of the finest level.
@@ -31,11 +31,11 @@ def choose_density(
 ) -> float:
     """Give the tokens a pixel that suit these images and their labels.
 
-    Patches should show what there is to see: from a patch pixel for 16 pixels (a token of 16 x 16 for 4096) on, the
-    density doubles until painted patches differ from the image by less than a three hundredth of its range (50 dB), but
-    to no more than `usual_density`. And labels painted from patches cannot be finer than the patches: it doubles on
-    until the best labels that they could hold have a Dice of 0.96 (mean of the foreground classes), or all leaves are
-    of the finest level.
+    Patches should show what there is to see: from a patch pixel for 16 pixels (a token of 16 x 16 for 4096), or 512
+    tokens for an image of median area, the density doubles until painted patches differ from the image by less than a
+    three hundredth of its range (50 dB), but to no more than `usual_density`. And labels painted from patches cannot be
+    finer than the patches: it doubles on until the best labels that they could hold have a Dice of 0.96 (mean of the
+    foreground classes), or all leaves are of the finest level.
 
     >>> coarse, fine = (np.tile(np.arange(2048) // width % 2, (2048, 1)).astype(np.uint8) for width in (128, 3))
     >>> [round(1 / choose_density([(255 * ids, ids)], Patcher(detail="residual"), 2)) for ids in (coarse, fine)]
@@ -48,8 +48,9 @@ def choose_density(
         ignore: id of pixels without a label.
     """
     pixels = patcher.patch_size**2
-    usual = pixels * usual_density(float(np.median([mask.size for _, mask in images])), patcher.patch_size)
-    share = min(_FEWEST, usual)
+    area = float(np.median([mask.size for _, mask in images]))
+    usual = pixels * usual_density(area, patcher.patch_size)
+    share = min(usual, max(_FEWEST, _FEW / area))
     while share < usual and not _show_all(images, patcher, share / pixels):
         share = min(usual, 2 * share)
     while share < 1 and _ceiling(images, patcher, share / pixels, classes, ignore) < _CEILING:
