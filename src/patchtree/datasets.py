@@ -180,8 +180,7 @@ def refuse(dataset: DataSet, problems: Sequence[str], pixels: Mapping[str, int])
         InputError: there are problems.
     """
     if problems:
-        more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
-        raise InputError(problems[0] + more)
+        raise InputError(problems[0] + and_more(problems, "more such problems"))
     absent = [name for name, count in pixels.items() if not count]
     if absent:
         warnings.warn(f"{dataset.root}: no mask has a pixel of {', '.join(map(repr, absent))}", stacklevel=2)

@@ -16,10 +16,10 @@ class InputError(ValueError):
     """
 
 
-def and_more(names: Sized) -> str:
+def and_more(found: Sized, what: str = "more") -> str:
     """Say how many more are at fault than the first, which was named; nothing where it is alone.
 
-    >>> and_more(["a", "b", "c"]), and_more(["a"])
-    (' (and 2 more)', '')
+    >>> and_more(["a", "b", "c"]), and_more(["a"]), and_more(["a", "b"], "more such files")
+    (' (and 2 more)', '', ' (and 1 more such files)')
     """
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f" (and {len(found) - 1} {what})" if len(found) > 1 else ""

@@ -89,8 +89,7 @@ def check_labelled(dataset: DataSet) -> None:
     """
     problems, counts = survey_labelled(dataset)
     if problems:
-        more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
-        raise InputError(problems[0] + more)
+        raise InputError(problems[0] + and_more(problems, "more such problems"))
     alone = [name for name, count in counts.items() if count == 1]
     if alone and not (dataset.root / "splits.json").is_file():
         warnings.warn(

@@ -6,7 +6,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,9 +46,15 @@ def info(
     """
     results = []
     failed = False
-    for path in chain.from_iterable(map(_named, paths)):
+    waiting = paths[::-1]
+    while waiting:
+        path = waiting.pop()
         try:
-            result = _reader(path)(path)
+            read = _reader(path)
+            if read is describe_run and (inside := _images_in(path)):
+                waiting += inside[::-1]
+                continue
+            result = read(path)
         except Exception as error:
             failed = True
             tell_error(error, path)
@@ -66,15 +71,13 @@ def info(
         raise typer.Exit(1)
 
 
-def _named(path: str) -> list[str]:
-    """Give the images and slides in a folder that is nothing else, and other paths as they are."""
+def _images_in(folder: str) -> list[str]:
+    """List the images and slides in a folder that is no run."""
     from patchtree.jobs import find_inputs
     from patchtree.runs import CONFIG
 
-    if not Path(path).is_dir() or _reader(path) is not describe_run or Path(path, CONFIG).exists():
-        return [path]
-    inputs, _ = find_inputs([path])
-    return [one.path for one in inputs] or [path]
+    inputs, _ = ([], []) if Path(folder, CONFIG).exists() else find_inputs([folder])
+    return [one.path for one in inputs]
 
 
 def _reader(path: str) -> Callable[[str], dict[str, Any]]:

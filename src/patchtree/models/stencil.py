@@ -1,4 +1,4 @@
-"""A 3 x 3 convolution of many small grids, as products of matrices: on a processor, half the time of a convolution."""
+"""A 3 x 3 convolution of many small grids, as products of matrices: quicker on a processor, above all backward."""
 
 from __future__ import annotations
 
