@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from patchtree.budget import choose_density, choose_window, with_budget
+from patchtree.budget import choose_density, choose_fraction, choose_window, with_budget
 from patchtree.patcher import Patcher
 
 PATCHER = Patcher(patch_size=16, detail="residual")
@@ -95,3 +95,10 @@ def test_budget_is_in_proportion_within_bounds() -> None:
     assert with_budget(PATCHER, (10, 10), density=1 / 4096, least=64).budget == 64
     assert with_budget(Patcher(max_level=0), (100, 100), density=1e-9).budget == 49
     assert with_budget(Patcher(), (10**5, 10**5), density=1, most=100).budget == 100
+
+
+@pytest.mark.parametrize(
+    ("scores", "fraction"), [({0.25: 0.5, 0.5: 0.5, 1.0: 0.497}, 1.0), ({0.25: 0.946, 0.5: 0.95, 1.0: 0.93}, 0.5)]
+)
+def test_fewer_patches_only_where_they_are_better(scores: dict[float, float], fraction: float) -> None:
+    assert choose_fraction(scores) == fraction

@@ -54,7 +54,6 @@ ORDER = (
     "slide_evaluation",
     "inference",
     "image_inference",
-    "trial",
     "options",
     "machines",
     "announce",

@@ -43,12 +43,14 @@ class Sample:
         counts: ``(N, p, p, K)`` float32, pixels of each class under each patch pixel (see `patchtree.count_labels`).
         name: the image's name.
         odds: see `draw_odds`; 1 if it was not drawn.
+        fraction: of the density, see `Whole`.
     """
 
     patches: Patches
     counts: NDArray[np.float32]
     name: str
     odds: float = 1.0
+    fraction: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,7 @@ class Batch:
         ghosts: what `Segmenter` takes as ``ghosts``, by grid; None if no grids were asked for.
         names: the B images' names.
         odds: ``(B,)`` float32, of each sample.
+        fractions: the B samples'.
     """
 
     tokens: Tokens
@@ -68,6 +71,7 @@ class Batch:
     ghosts: dict[int, Tensor] | None
     names: tuple[str, ...]
     odds: Tensor
+    fractions: tuple[float, ...]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -110,8 +114,9 @@ def collate_samples(
     tokens = collate([sample.patches for sample in samples], mean, std)
     grids = tuple(grids)
     ghosts = ghost_batch(tokens.trees, tokens.valid.shape[1], grids) if grids else None
-    names, odds = tuple(sample.name for sample in samples), torch.tensor([sample.odds for sample in samples])
-    return Batch(tokens, pad([sample.counts for sample in samples]), ghosts, names, odds)
+    counts, odds = pad([sample.counts for sample in samples]), torch.tensor([sample.odds for sample in samples])
+    names, fractions = (tuple(getattr(sample, key) for sample in samples) for key in ("name", "fraction"))
+    return Batch(tokens, counts, ghosts, names, odds, fractions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,16 +270,17 @@ def draw_corner(
 
 @dataclass(frozen=True, eq=False)
 class Whole(Dataset[Sample]):
-    """Whole images at their full budget, as they are, to validate on.
+    """Whole images as they are, to validate on.
 
     Attributes:
-        images: one sample each.
+        images: a sample of each for each fraction.
         classes: as of `Windows`.
         patcher: its budget is replaced by one in proportion to the image's area.
         ignore: id of pixels without a label.
         density: tokens a pixel, see `with_budget`.
         least: smallest budget.
         most: largest budget.
+        fractions: of the density.
     """
 
     images: tuple[Cached, ...]
@@ -284,17 +290,20 @@ class Whole(Dataset[Sample]):
     density: float = 1 / 4096
     least: int = LEAST
     most: int | None = None
+    fractions: tuple[float, ...] = (1.0,)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images) * len(self.fractions)
 
     def __getitem__(self, index: int) -> Sample:
         """Cut an image. An index beyond the last gives one again, with labels that count nothing."""
-        source = self.images[index % len(self)]
-        patcher = with_budget(self.patcher, source.shape, self.density, self.least, self.most)
+        at, which = divmod(index % len(self), len(self.fractions))
+        source, fraction = self.images[at], self.fractions[which]
+        patcher = with_budget(self.patcher, source.shape, fraction * self.density, self.least, self.most)
         mask = source.mask() if self.classes else None
         sample = _sample(patcher, source.image(), mask, source.name, self.classes, self.ignore)
-        return sample if index < len(self) else replace(sample, counts=np.zeros_like(sample.counts))
+        counts = sample.counts if index < len(self) else np.zeros_like(sample.counts)
+        return replace(sample, counts=counts, fraction=fraction)
 
 
 def _sample(
@@ -365,6 +374,7 @@ class DataModule(lightning.LightningDataModule):
         least: smallest budget of a whole image.
         most: largest budget of a whole image.
         spread: of the windows' budgets, see `Windows`.
+        fractions: of the density that whole images are given at, see `Whole`.
         foreground: share of windows centred on a rare class.
         augment: augment the windows.
         samples: windows an epoch, see `Windows`.
@@ -389,6 +399,7 @@ class DataModule(lightning.LightningDataModule):
         least: int = LEAST,
         most: int | None = None,
         spread: float = 1.0,
+        fractions: Sequence[float] = (1.0,),
         foreground: float = 0.5,
         augment: bool = True,
         samples: int = 256,
@@ -405,7 +416,7 @@ class DataModule(lightning.LightningDataModule):
             raise InputError(f"a patcher with ndim={patcher.ndim} cannot cut the images of a folder; give ndim=2")
         self.train, self.val = train, val
         self.patcher, self.cache = patcher, Path(cache)
-        self.window, self.density, self.spread = window, density, spread
+        self.window, self.density, self.spread, self.fractions = window, density, spread, tuple(fractions)
         self.least, self.most = least, most
         self.foreground, self.augment = foreground, augment
         self.samples, self.batch_size, self.workers, self.seed = samples, batch_size, workers, seed
@@ -476,6 +487,7 @@ class DataModule(lightning.LightningDataModule):
             density=self.density,
             least=self.least,
             most=self.most,
+            fractions=self.fractions,
         )
 
     def train_dataloader(self) -> DataLoader[Sample]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from patchtree.models.precision import half_where_quick
 from patchtree.models.segmenter import Segmenter
 from patchtree.patcher import Patches, spare_budget_allowed
 from patchtree.patches import painter
-from patchtree.runs import WEIGHTS, RunConfig, load_config, load_weights
+from patchtree.runs import WEIGHTS, RunConfig, best_fraction, load_config, load_weights
 from patchtree.slide_evaluation import evaluate_slide
 from patchtree.tokens import collate
 
@@ -36,7 +36,7 @@ class Predictor:
     """A trained model with all that its images need; `load` makes it.
 
     Attributes:
-        config: of the run.
+        config: of the run; its density is the one that prediction takes.
         model: in evaluation mode, on the device.
         device: where the model is.
         smooth: interpolate probabilities between patch pixels before the likeliest class is taken. Otherwise every
@@ -157,6 +157,7 @@ def load(
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     model.load_state_dict(load_weights(run, shapes))
     set_reach(model, config.reach)
+    config = replace(config, density=best_fraction(run) * config.density)
     return Predictor(config, model.to(chosen).eval(), chosen, smooth)
 
 

@@ -38,13 +38,12 @@ class RunConfig:
         mean: ``C`` numbers, the mean of each channel, as `patchtree.collate` takes it.
         std: ``C`` numbers, as `mean`.
         patcher: what `Patcher.to_dict` gave; the budget is chosen anew for each image.
-        density: tokens a pixel.
+        density: tokens a pixel that was trained with.
         model: the arguments of `build_model` that make the model again, but for the labels.
         task: ``"segment"``, every pixel has a class, ``"classify"``, every image, or ``"pretrain"``, nothing has: the
             "labels" are then channels.
         ignore: id of pixels without a label, or None.
         dtype: type of the images' pixels, such as ``"uint8"``; empty if it is not known.
-        tried: the density is the best of several that were tried after the training.
         least: smallest budget of an image.
         most: largest budget of an image.
         window: side of the training windows in pixels.
@@ -67,7 +66,6 @@ class RunConfig:
     task: str = "segment"
     ignore: int | None = None
     dtype: str = ""
-    tried: bool = False
     least: int = LEAST
     most: int = 65536
     window: int = 1024
@@ -197,6 +195,15 @@ def weights_metadata(run: str | os.PathLike[str]) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}); copy the run folder again") from error
+
+
+def best_fraction(run: str | os.PathLike[str]) -> float:
+    """Give with which fraction of the density the run's weights predict best.
+
+    Raises:
+        InputError: the weights are missing or damaged.
+    """
+    return float(weights_metadata(run).get("fraction", 1))
 
 
 def _find(run: str | os.PathLike[str], name: str) -> Path:

@@ -30,6 +30,8 @@ _LAST_RATE = 0.01
 _VALIDATIONS = 20
 _VALIDATING = 0.06
 _SAVE_SECONDS = 60.0
+# Validations that there must be time for after the last step.
+_AFTER = 1.1
 
 
 def rate(progress: float) -> float:
@@ -61,8 +63,7 @@ class Course(Callback):
         started: when the run began, by ``time.monotonic()``.
         report: takes lines on how it goes.
         score: what the best weights have most of, in words; one of the module's `scores` in lower case.
-        after: validations that there must be time for at the end, or of what takes as long.
-        about: metadata of the weights.
+        about: metadata of the weights, beside what the module's `about` says of them.
 
     Attributes:
         progress: from 0 to 1.
@@ -84,10 +85,9 @@ class Course(Callback):
         started: float,
         report: Callable[[str], None],
         score: str = "Dice",
-        after: float = 1.1,
         about: Mapping[str, str] | None = None,
     ) -> None:
-        self.after, self.about = after, about or {}
+        self.about = about or {}
         self.out, self.average, self.lr, self.epoch, self.report = out, average, lr, epoch, report
         self.score = score
         self.max_time, self.max_samples = max_time, max_samples
@@ -187,20 +187,21 @@ class Course(Callback):
         if not math.isfinite(loss):
             raise InputError("the loss is no longer a finite number; train again with a lower learning rate (lr)")
         scores: dict[str, float] = pl_module.scores  # type: ignore[assignment]
+        found: dict[str, float] = pl_module.about  # type: ignore[assignment]
         step, score = trainer.global_step, scores[self.score.lower()]
         better = score > self.best
         if better:
             self.best, self.best_step = score, step
         if trainer.is_global_zero:
             values = {"step": step, "epoch": self.samples / self.epoch, "seconds": self.elapsed(), "loss": loss}
-            values |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], **scores}
+            values |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], **scores, **found}
             self._append(values)
             if better:
                 weights: dict[str, Tensor] = pl_module.kept(self.average.weights)  # type: ignore[operator]
-                about = {**self.about, self.score.lower(): repr(score), "step": str(step)}
-                save_weights(self.out, weights, about)
-            found = f"{self.score} {score:.3f}{' *' * better}"
-            self.report(f"step {step}, {_minutes(self.elapsed())}: loss {loss:.3f}, {found}")
+                found = {self.score.lower(): score, "step": step, **found}
+                save_weights(self.out, weights, {**self.about, **{name: repr(value) for name, value in found.items()}})
+            reached = f"{self.score} {score:.3f}{' *' * better}"
+            self.report(f"step {step}, {_minutes(self.elapsed())}: loss {loss:.3f}, {reached}")
         now = self.elapsed()
         self._validating, self._validated_at = now - self._validated_at, now
         self._validated_samples = self.samples
@@ -241,7 +242,7 @@ class Course(Callback):
         """
         shares = [0.0]
         if self.max_time is not None:
-            left = self.max_time - self.after * self._validating - self._step - elapsed
+            left = self.max_time - _AFTER * self._validating - self._step - elapsed
             trained = max(elapsed - self._began, 1e-9)
             shares.append(trained / (trained + max(left, 0)))
         if self.max_samples is not None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
+from patchtree.budget import choose_fraction
 from patchtree.data import Batch
 from patchtree.losses import loss_of_sums, loss_sums
 from patchtree.metrics import Confusion, classification_scores, dice, mean_dice, recall
@@ -37,10 +38,13 @@ class Task(LightningModule):
         layer_decay: of the rate, from one depth down to the next.
         muon: train matrices with Muon, not AdamW.
         shares: of the pixels to train on, each class's; None: as many of each.
+        fractions: of the density, that images are validated at.
 
     Attributes:
         progress: of the training, 0 to 1; `Course` sets it.
         score: what the best weights have most of, in words.
+        scores: of the last validation, by name.
+        about: what the weights of the last validation are to be used with, by name.
     """
 
     score = "Dice"
@@ -54,6 +58,7 @@ class Task(LightningModule):
         layer_decay: float = 1.0,
         muon: bool = False,
         shares: Sequence[float] | None = None,
+        fractions: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
         self.model, self.lr, self.depths, self.layer_decay = model, lr, depths or {}, layer_decay
@@ -61,8 +66,10 @@ class Task(LightningModule):
         known = torch.ones(len(model.labels)) if shares is None else torch.tensor(shares)
         self.register_buffer("shares", known.clamp(min=_RAREST), persistent=False)
         self.labels = tuple(model.labels)
-        self.confusion = Confusion(len(self.labels))
+        self.fractions = tuple(fractions)
+        self.confusions = nn.ModuleList(Confusion(len(self.labels)) for _ in self.fractions)
         self.scores: dict[str, float] = {}
+        self.about: dict[str, float] = {}
 
     def training_step(self, batch: Batch) -> Tensor:
         """Give the loss of a batch of windows; with several processes, that of all their batches together."""
@@ -92,13 +99,18 @@ class Task(LightningModule):
 
     def validation_step(self, batch: Batch) -> None:
         """Compare the prediction of a whole image with its mask, in pixels of the image."""
-        self.confusion.update(self._predict(batch), batch.counts)
+        (fraction,) = set(batch.fractions)
+        self.confusions[self.fractions.index(fraction)].update(self._predict(batch), batch.counts)
 
     def on_validation_epoch_end(self) -> None:
-        """Score all images together: Dice a class, and the mean of those that are there but class 0."""
-        table = self.confusion.compute()
-        self.confusion.reset()
-        self.scores = {"dice": mean_dice(table)} | {
+        """Score all images together, at the fraction that suits them: Dice a class, and the mean but class 0's."""
+        tables = dict(zip(self.fractions, self._tables(), strict=True))
+        means = {fraction: mean_dice(table) for fraction, table in tables.items()}
+        best = choose_fraction(means)
+        table = tables[best]
+        if len(means) > 1:
+            self.about = {"fraction": best} | {f"dice at {fraction:g}": score for fraction, score in means.items()}
+        self.scores = {"dice": means[best]} | {
             f"dice {name}": score for name, score in zip(self.labels, dice(table).tolist(), strict=True)
         }
         self.log_dict(self.scores, batch_size=1, sync_dist=True)
@@ -116,6 +128,16 @@ class Task(LightningModule):
     def kept(self, average: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give all that prediction needs, the average of the weights in their place."""
         return kept_weights(self.model, {name.removeprefix("model."): value for name, value in average.items()})
+
+    def _tables(self) -> list[Tensor]:
+        """Give the sums of all processes, and begin anew."""
+        tables, nothing = [], torch.zeros(0, len(self.labels), device=self.device)
+        for confusion in self.confusions:
+            # Which a process may have had no image for, and torchmetrics would warn.
+            confusion.update(nothing[:, 0], nothing)
+            tables.append(confusion.compute())
+            confusion.reset()
+        return tables
 
     def _predict(self, batch: Batch) -> Tensor:
         """Give the likeliest classes, in the precision of prediction, so that the score is its own."""
@@ -154,12 +176,11 @@ class ImageTask(Task):
 
     def validation_step(self, batch: Batch) -> None:
         """Compare the prediction of an image with its class."""
-        self.confusion.update(self._predict(batch)[:, None], batch.counts)
+        self.confusions[0].update(self._predict(batch)[:, None], batch.counts)
 
     def on_validation_epoch_end(self) -> None:
         """Score all images together."""
-        table = self.confusion.compute()
-        self.confusion.reset()
+        (table,) = self._tables()
         self.scores = classification_scores(table) | {
             f"recall {name}": score for name, score in zip(self.labels, recall(table).tolist(), strict=True)
         }

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from patchtree.announce import announce, announce_weights
+from patchtree.budget import FRACTIONS
 from patchtree.data import DataModule, Whole, warn_unmet
 from patchtree.datasets import DataSet, check_data, choose, find_data, split_data
 from patchtree.detail import Detail, from_dict
@@ -49,19 +50,28 @@ from patchtree.options import (
     look_at_data,
 )
 from patchtree.patcher import Patcher
-from patchtree.runs import CACHE, CHECKPOINT, CONFIG, LOGS, METRICS, WEIGHTS, RunConfig, load_config, save_config
+from patchtree.runs import (
+    CACHE,
+    CHECKPOINT,
+    CONFIG,
+    LOGS,
+    METRICS,
+    WEIGHTS,
+    RunConfig,
+    best_fraction,
+    load_config,
+    save_config,
+    weights_metadata,
+)
 from patchtree.schedule import Bar, Course
 from patchtree.slide_data import SlideModule
 from patchtree.slide_sources import check_slides, median_mpp
 from patchtree.tasks import ImageTask, MaskedTask, Task
-from patchtree.trial import SHARES, choose_share, try_budgets
 from patchtree.unlabelled import find_unlabelled
 
 _DEFAULT_TIME = 3600.0
 _CLIP = 1.0
 _DECAY = 0.999
-# Validations that there must be time for after the last step: one, and where budgets are tried three quarters of one.
-_AFTER, _AFTER_TRIED = 1.1, 2.3
 
 
 def train(
@@ -247,16 +257,11 @@ def train(
         announce_weights(say, built, options, parts)
     average = Average(_DECAY)
     max_samples = None if max_epochs is None else max_epochs * options.samples
-    tried = options.task == "segment" and isinstance(parts.whole, Whole) and not options.asked_budget
-    after = _AFTER_TRIED if tried else _AFTER
-    about = _origin(config).to_metadata()
     timing = (options.samples, max_time, max_samples, started)
-    course = Course(out, average, options.lr, *timing, say, module.score, after, about)
+    course = Course(out, average, options.lr, *timing, say, module.score, _origin(config).to_metadata())
     if checkpoint is not None:
         course.resume(checkpoint)
         if course.progress >= 1:
-            if main and tried and not config.tried:
-                _try_budgets(out, config, options, parts, accelerator, course.best, say)
             if main:
                 shutil.rmtree(out / CACHE, ignore_errors=True)
             say(f"{out} is complete; to go on, give a longer max_time or more max_epochs")
@@ -292,30 +297,19 @@ def train(
     best = f"best {course.score} {course.best:.3f} at step {course.best_step}"
     say(f"{best} of {trainer.global_step}; the run is in {out}")
     if main:
-        if tried:
-            _try_budgets(out, config, options, parts, accelerator, course.best, say)
+        _say_fraction(out, options, say)
         shutil.rmtree(out / CACHE, ignore_errors=True)
     return out
 
 
-def _try_budgets(
-    out: Path,
-    config: RunConfig,
-    options: Options,
-    parts: DataModule,
-    accelerator: str,
-    best: float,
-    say: Callable[[str], None],
-) -> None:
-    """Find how many patches prediction takes, write it down, and say so."""
-    assert isinstance(parts.whole, Whole)
-    *fewer, whole = SHARES
-    # The best weights were chosen with all patches.
-    scores = {**try_budgets(out, parts.whole, fewer, device="cpu" if accelerator == "cpu" else None), whole: best}
-    share = choose_share(scores)
-    save_config(out, replace(config, density=share * options.density, tried=True))
-    each = ", ".join(f"{score:.3f} with {round(part * options.budget)}" for part, score in scores.items())
-    say(f"prediction: {round(share * options.budget)} patches an image; Dice of the validation images {each}")
+def _say_fraction(out: Path, options: Options, say: Callable[[str], None]) -> None:
+    """Say with how many patches the best weights predict the validation images best."""
+    about = weights_metadata(out)
+    if "fraction" in about:
+        tried = [(round(part * options.budget), float(about[f"dice at {part:g}"])) for part in FRACTIONS]
+        each = ", ".join(f"{score:.3f} with {budget}" for budget, score in tried)
+        budget = round(best_fraction(out) * options.budget)
+        say(f"prediction: {budget} patches an image; Dice of the validation images {each}")
 
 
 def _find(data: str | os.PathLike[str], task: str | None, labels: Mapping[str, int] | None) -> DataSet:
@@ -379,7 +373,8 @@ def _open_data(
         density=options.density,
         least=config.least,
         most=config.most,
-        spread=1.0 if options.asked_budget else 1 / min(SHARES),
+        spread=1.0 if options.asked_budget else 1 / min(FRACTIONS),
+        fractions=_fractions(dataset, options),
         samples=options.samples,
         batch_size=options.batch_size,
         workers=workers,
@@ -398,9 +393,15 @@ def _task(dataset: DataSet, config: RunConfig, built: Built, options: Options, p
     if config.task != "classify":
         sources = parts.slides if isinstance(parts, SlideModule) else parts.images
         pixels = np.array([source.pixels for source in sources], float).sum(0)
-        return Task(*common, options.muon, (pixels / pixels.sum()).tolist())
+        return Task(*common, options.muon, (pixels / pixels.sum()).tolist(), _fractions(dataset, options))
     counts = Counter(pair.label for pair in choose(dataset, config.train).pairs)
     return ImageTask(*common, [counts[label] / counts.total() for label in config.labels.values()])
+
+
+def _fractions(dataset: DataSet, options: Options) -> tuple[float, ...]:
+    """Give the fractions of the density to validate at; who asks for a budget means it."""
+    chosen = options.task == "segment" and not dataset.slides and not options.asked_budget
+    return FRACTIONS if chosen else (1.0,)
 
 
 def _load_checkpoint(out: Path) -> dict[str, Any] | None:

@@ -267,6 +267,7 @@ def describe_run(path: str) -> dict[str, Any]:
     score = SCORES[config.task]
     scores = _validations(Path(path, METRICS), score)
     best = max(scores, key=lambda row: float(row[score]), default=None)
+    density = config.density * float((best or {}).get("fraction", 1))
     return {
         "kind": "run",
         "task": config.task,
@@ -275,7 +276,7 @@ def describe_run(path: str) -> dict[str, Any]:
         "model": config.model["name"],
         "patch_size": config.patcher["patch_size"],
         "detail": config.patcher["detail"]["name"],
-        "pixels_a_patch": round(1 / config.density),
+        "pixels_a_patch": round(1 / density),
         "window": config.window,
         "train": len(config.train),
         "val": len(config.val),
@@ -300,7 +301,7 @@ def _validations(path: Path, score: str) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         for row in rows:
-            float(row[score]), int(row["step"]), float(row["seconds"])
+            float(row[score]), int(row["step"]), float(row["seconds"]), float(row.get("fraction", 1))
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
