@@ -102,6 +102,9 @@ def test_layout_missing(tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     with pytest.raises(InputError, match="images: has no images"):
         find_data(tmp_path)
+    (tmp_path / "images" / "ct.nii").write_bytes(b"\x5c")
+    with pytest.raises(InputError, match=r"ct.nii: is a volume; save each slice"):
+        find_data(tmp_path)
 
 
 def test_pairs_missing(tmp_path: Path) -> None:

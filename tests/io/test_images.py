@@ -387,12 +387,14 @@ def test_missing_folder_empty_and_no_image(tmp_path: Path, read: Any) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("once upon a time")
     (tmp_path / "short.png").write_bytes(b"\x89P")
+    (tmp_path / "ct.nii.gz").write_bytes(b"\x1f\x8b\x08")
     for name, words in [
         ("missing.png", r"missing\.png: no such file; check the path"),
         ("", r"is a folder; name an image in it"),
         ("empty.png", r"empty\.png: is empty \(0 bytes\); copy or export it again"),
         ("text.png", r"text\.png: not an image in PNG, JPEG, .*; convert it"),
         ("short.png", r"short\.png: not an image in PNG, JPEG, .*; convert it"),
+        ("ct.nii.gz", r"ct\.nii\.gz: is a volume; save each slice as a TIFF"),
         ("text.png/a.png", r"a\.png: cannot be read, not a directory; check the file"),
     ]:
         with pytest.raises(InputError, match=words):

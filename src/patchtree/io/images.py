@@ -18,6 +18,7 @@ from patchtree.io.raster import Raster, upright
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 
+_VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -201,7 +202,18 @@ def _kind(path: Path) -> str:
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind
+    refuse_volume(path)
     raise InputError(f"{path}: not an image in PNG, JPEG, TIFF, BMP, WebP or GIF; convert it to one of these")
+
+
+def refuse_volume(path: Path) -> None:
+    """Say what to do with a file of a volume; other files are passed over.
+
+    Raises:
+        InputError: it is one, by its name.
+    """
+    if path.name.lower().endswith(_VOLUMES):
+        raise InputError(f"{path}: is a volume; save each slice as a TIFF, or cut it in Python (Patcher with ndim=3)")
 
 
 def is_still(path: str | os.PathLike[str]) -> bool:
