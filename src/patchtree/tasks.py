@@ -67,7 +67,8 @@ class Task(LightningModule):
         self.register_buffer("shares", known.clamp(min=_RAREST), persistent=False)
         self.labels = tuple(model.labels)
         self.fractions = tuple(fractions)
-        self.confusions = nn.ModuleList(Confusion(len(self.labels)) for _ in self.fractions)
+        tables = nn.ModuleList(Confusion(len(self.labels)) for _ in self.fractions)
+        self.confusions: Sequence[Confusion] = tables  # type: ignore[assignment]
         self.scores: dict[str, float] = {}
         self.about: dict[str, float] = {}
 

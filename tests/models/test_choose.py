@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from patchtree.errors import InputError
-from patchtree.models import choose
+from patchtree.models import originals
 from patchtree.models.choose import Built, build, build_model, pretrained
 from patchtree.models.heads import build_head
 from patchtree.models.mosaic import through_mosaic
@@ -366,7 +366,7 @@ def test_what_does_not_suit_the_model_is_told() -> None:
         build(VIT, 2, ndim=4)
     with pytest.raises(InputError, match="ThroughMosaic gives no features of tokens; give adapt"):
         build_head("linear", through_mosaic(nn.Conv2d(3, 2, 1)), 2, 16)  # type: ignore[arg-type]
-    assert choose._BUILDERS.keys() >= choose._PACKAGES.keys()
+    assert originals._BUILDERS.keys() >= originals._PACKAGES.keys()
 
 
 @pytest.mark.parametrize("name", ["monai:vit", "monai:unetr", "monai:vitautoenc"])
