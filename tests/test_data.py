@@ -24,7 +24,6 @@ from patchtree.data import (
     Whole,
     Windows,
     collate_samples,
-    draw_odds,
     warn_unmet,
 )
 from patchtree.datasets import DataSet, find_data, split_data
@@ -110,13 +109,6 @@ def test_windows_that_count_by_their_odds_show_classes_as_often_as_windows_anywh
     assert rare.mean() > 3 * expected
     assert (rare / odds).sum() / (1 / odds).sum() == pytest.approx(expected, rel=0.2)
     assert odds.min() == 0.5
-
-
-def test_odds_are_finite_whatever_is_drawn() -> None:
-    one = np.array([(100, 0)])
-    assert draw_odds(one, np.array([1.0, 0.0]), np.array([1.0, 0.0]), foreground=0.5) == 1
-    two = np.array([(90, 10), (100, 0)])
-    assert draw_odds(two, np.zeros(2), np.array([1.0, 0.0]), foreground=1.0) == pytest.approx(0.1)
 
 
 def test_labels_lie_on_the_pixels_they_belong_to(windows: Windows) -> None:

@@ -43,6 +43,7 @@ ORDER = (
     "cache",
     "slide_sources",
     "budget",
+    "draws",
     "data",
     "image_data",
     "slide_data",

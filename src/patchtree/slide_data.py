@@ -18,7 +18,8 @@ from patchtree.augment import Window as Turn
 from patchtree.augment import place, vary_colours, vary_detail
 from patchtree.budget import choose_density
 from patchtree.cache import statistics
-from patchtree.data import DataModule, Sample, draw_corner, draw_odds, draw_source
+from patchtree.data import DataModule, Sample
+from patchtree.draws import draw_corner, draw_odds, draw_source
 from patchtree.foveate import merge
 from patchtree.io.coverage import count_part
 from patchtree.io.slides import Slide, open_slide
