@@ -48,7 +48,7 @@ def test_what_is_for_slides_is_refused_where_there_are_none(
     words: list[str], run: Run, trained: Trained, tmp_path: Path
 ) -> None:
     result = run("predict", trained.run, trained.data / "images" / "a.png", "--out", tmp_path / "out", *words)
-    assert result.failed_with("no input is a slide")
+    assert result.failed_with("are for slides; predict images without them")
     assert not (tmp_path / "out").exists()
 
 

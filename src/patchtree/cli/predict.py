@@ -162,7 +162,7 @@ def predict(
     if others and (mpp, min_mpp) != (None, None):
         raise InputError(f"{others[0].path}: --mpp and --min-mpp are for slides; predict images without them")
     if others and not slides and (skip_bad_tiles or format is Format.ome_tiff):
-        raise InputError("no input is a slide, and --format and --skip-bad-tiles are for slides; leave them out")
+        raise InputError(f"{others[0].path}: --format and --skip-bad-tiles are for slides; predict images without them")
     model = fingerprint({}, (run / CONFIG, run / WEIGHTS))
     settings = {"model": model, "flips": flips, "format": format.value, "min_mpp": min_mpp}
     options = {"probabilities": probabilities, "geojson": geojson, "overlay": overlay}
