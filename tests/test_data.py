@@ -168,9 +168,21 @@ def test_whole_images(images: tuple[Cached, ...]) -> None:
     assert sample.counts.sum() == 90 * 140 - 16
     assert sample.counts[..., 1].sum() == 600
     assert len(sample.patches) <= round(90 * 140 / 128)
+    assert sample.fraction == 1
     blank = whole[4]
     assert np.array_equal(blank.patches.pixels, sample.patches.pixels)
     assert not blank.counts.any()
+
+
+def test_whole_images_at_several_fractions(images: tuple[Cached, ...]) -> None:
+    whole = Whole(images, 3, PATCHER, ignore=255, density=1 / 128, least=4, fractions=(0.25, 1.0))
+    assert len(whole) == 8
+    assert [whole[index].fraction for index in range(9)] == [0.25] * 4 + [1.0] * 4 + [0.25]
+    assert [whole[index].name for index in range(4, 8)] == [whole[index].name for index in range(4)]
+    few, many = whole[0], whole[4]
+    assert len(few.patches) <= round(90 * 140 / 512) < len(many.patches)
+    assert few.counts.sum() == many.counts.sum() == 90 * 140 - 16
+    assert not whole[8].counts.any()
 
 
 def test_batches(windows: Windows) -> None:

@@ -27,7 +27,11 @@ def test_a_rare_class_is_drawn_in_an_image_that_has_it() -> None:
 def test_windows_have_the_place_in_their_middle_half_but_at_borders() -> None:
     rng = np.random.default_rng(0)
     shape, room = np.array([40, 20]), np.array([100, 200])
-    for target in (np.array([50, 100]), np.array([0, 199]), np.array([99, 0])):
+    target = np.array([50, 100])
+    places = np.array([target - draw_corner(target, shape, room, rng) for _ in range(500)])
+    assert places.min(0).tolist() == [10, 5]
+    assert places.max(0).tolist() == [29, 14]
+    for target in (np.array([0, 199]), np.array([99, 0])):
         corner = draw_corner(target, shape, room, rng)
         assert (corner >= 0).all()
         assert (corner + shape <= room).all()

@@ -438,7 +438,7 @@ def test_a_class_that_is_in_no_validation_image_does_not_choose_the_weights() ->
     task.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     counts = torch.eye(3)[torch.tensor([0, 0, 1, 1])]
     for prediction in ([0, 0, 1, 1], [0, 2, 1, 1]):
-        task.confusion.update(torch.tensor(prediction), counts)
+        task.confusions[0].update(torch.tensor(prediction), counts)
         task.on_validation_epoch_end()
         assert task.scores["dice"] == task.scores["dice class 1"] == 1
 

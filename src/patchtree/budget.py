@@ -127,6 +127,19 @@ def choose_fraction(scores: Mapping[float, float]) -> float:
     return max(fraction for fraction, score in scores.items() if score >= best - _ALIKE)
 
 
+def distinct_fractions(budget: int, least: int, most: int) -> dict[float, int]:
+    """Give the fractions of an image's budget that differ once it is no less than `least` and no more than `most`.
+
+    >>> distinct_fractions(1000, least=64, most=65536), distinct_fractions(100, least=64, most=65536)
+    ({0.25: 250, 0.5: 500, 1.0: 1000}, {0.5: 64, 1.0: 100})
+
+    Returns:
+        The budget of each; of fractions with the same budget the largest.
+    """
+    kept = {min(most, max(least, round(fraction * budget))): fraction for fraction in FRACTIONS}
+    return {fraction: part for part, fraction in kept.items()}
+
+
 def choose_window(density: float, tokens: int, patch_size: int) -> int:
     """Give the side of a training window, in pixels, that holds about as many tokens; from 16 to 64 fine patches.
 

@@ -114,7 +114,7 @@ def collate_samples(
     grids = tuple(grids)
     ghosts = ghost_batch(tokens.trees, tokens.valid.shape[1], grids) if grids else None
     counts, odds = pad([sample.counts for sample in samples]), torch.tensor([sample.odds for sample in samples])
-    names, fractions = (tuple(getattr(sample, key) for sample in samples) for key in ("name", "fraction"))
+    names, fractions = tuple(sample.name for sample in samples), tuple(sample.fraction for sample in samples)
     return Batch(tokens, counts, ghosts, names, odds, fractions)
 
 
@@ -171,13 +171,13 @@ class Windows(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Draw a sample; `index` may exceed the length, see above."""
         rng = np.random.default_rng((self.seed, *divmod(index, self.length)))
-        share = self.spread ** -rng.random() if self.spread > 1 else 1.0
-        source, part = self.draw(rng, share)
+        fraction = self.spread ** -rng.random() if self.spread > 1 else 1.0
+        source, part = self.draw(rng, fraction)
         if self.augment:
             part = vary_window(part, rng)
         image = take(source.image(), part)
         mask = take(source.mask(), part, ids=True) if self.classes else None
-        patcher = with_budget(self.patcher, image.shape[:2], self.density * share)
+        patcher = with_budget(self.patcher, image.shape[:2], self.density * fraction)
         if self.augment:
             image = vary_colours(image, rng)
             patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
@@ -193,12 +193,12 @@ class Windows(Dataset[Sample]):
     def _pixels(self) -> NDArray[np.int64]:
         return np.array([image.pixels for image in self.images])
 
-    def draw(self, rng: np.random.Generator, share: float = 1.0) -> tuple[Cached, Window]:
-        """Choose an image and a window that lies inside it, of such a size that `share` of the density suits it."""
+    def draw(self, rng: np.random.Generator, fraction: float = 1.0) -> tuple[Cached, Window]:
+        """Choose an image and a window inside it, of such a size that this fraction of the density suits it."""
         at, label = draw_source(self._pixels, self.foreground, rng)
         source = self.images[at]
         room = np.array(source.shape)
-        shape = np.minimum(round(self.window / math.sqrt(share)), room)
+        shape = np.minimum(round(self.window / math.sqrt(fraction)), room)
         if label is None:
             corner = rng.integers(room - shape + 1)
         else:
@@ -211,7 +211,7 @@ class Whole(Dataset[Sample]):
     """Whole images as they are, to validate on.
 
     Attributes:
-        images: a sample of each for each fraction.
+        images: a sample of each, for the first fraction, then for the next.
         classes: as of `Windows`.
         patcher: its budget is replaced by one in proportion to the image's area.
         ignore: id of pixels without a label.
@@ -235,7 +235,7 @@ class Whole(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """Cut an image. An index beyond the last gives one again, with labels that count nothing."""
-        at, which = divmod(index % len(self), len(self.fractions))
+        which, at = divmod(index % len(self), len(self.images))
         source, fraction = self.images[at], self.fractions[which]
         patcher = with_budget(self.patcher, source.shape, fraction * self.density, self.least, self.most)
         mask = source.mask() if self.classes else None
@@ -280,16 +280,16 @@ class Stream(Sampler[int]):
 
 
 class WholeSampler(DistributedSampler[int]):
-    """Deal whole images out to the processes of a training, as many to each.
+    """Deal samples of whole images out to the processes of a training, as many to each.
 
-    What is missing to that is filled with images that count nothing, so sums over all processes are exact.
+    What is missing to that is filled with samples that count nothing, so sums over all processes are exact.
     """
 
     def __init__(self, whole: Dataset[Sample], replicas: int = 1, rank: int = 0) -> None:
         super().__init__(whole, num_replicas=replicas, rank=rank, shuffle=False)
 
     def __iter__(self) -> Iterator[int]:
-        """Give the indices of the images."""
+        """Give the numbers of the samples."""
         return iter(range(self.rank, self.total_size, self.num_replicas))
 
 
@@ -434,7 +434,7 @@ class DataModule(lightning.LightningDataModule):
         return self._loader(self.windows, Stream(self.start, *self._world()), self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Give whole images, one a batch."""
+        """Give whole images, at each fraction, one a batch."""
         assert self.whole is not None, "call setup() first"
         return self._loader(self.whole, WholeSampler(self.whole, *self._world()), 1)
 

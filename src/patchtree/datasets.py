@@ -18,7 +18,7 @@ from patchtree.channels import group_cases, read_channels
 from patchtree.dataset_json import read_labels, read_legend, read_splits
 from patchtree.errors import InputError, and_more
 from patchtree.io.annotations.legend import IGNORE, PLAIN, Legend
-from patchtree.io.images import IMAGE_SUFFIXES, image_size, read_mask, refuse_volume
+from patchtree.io.images import IMAGE_SUFFIXES, image_size, read_mask, refuse_volumes
 from patchtree.io.slides import open_slide
 from patchtree.slide_sets import UNLABELLED, find_slides, label_names
 
@@ -286,8 +286,7 @@ def _find_pairs(root: Path) -> tuple[Pair, ...]:
     else:
         found = group_cases(_by_stem(images).values())
     if not found:
-        for path in sorted(images.iterdir()):
-            refuse_volume(path)
+        refuse_volumes(sorted(images.iterdir()))
         raise InputError(f"{images}: has no images ({', '.join(IMAGE_SUFFIXES)}); put some there")
     alone = sorted(found.keys() - mask_files.keys())
     if alone:

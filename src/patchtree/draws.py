@@ -1,4 +1,4 @@
-"""Where a window to train on is drawn: half of them around a rare class, and how much more often that makes it."""
+"""Where a window to train on is drawn: some of them around a rare class, and how much more often that makes it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# No window counts for more than so many times its share.
+# No window counts for more than so many times as much as it would if windows lay anywhere, this being the inverse.
 _LEAST_ODDS = 0.1
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from patchtree.errors import InputError
 from patchtree.files import replacing
-from patchtree.io.images import IMAGE_SUFFIXES
+from patchtree.io.images import IMAGE_SUFFIXES, refuse_volumes
 from patchtree.io.paip import without_masks
 from patchtree.io.slides import is_slide, is_tiff
 from patchtree.io.slides.source import is_url
@@ -257,6 +257,7 @@ def _expand(path: str) -> list[str]:
         return matches
     inside = _open_folder(path)
     if not inside:
+        refuse_volumes(sorted(Path(path).iterdir()))
         suffixes = ", ".join(IMAGE_SUFFIXES + SLIDE_SUFFIXES)
         raise InputError(f"{path}: a folder without images or slides ({suffixes}); name one that has some")
     return inside

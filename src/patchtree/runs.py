@@ -17,7 +17,7 @@ from patchtree.patcher import Patcher
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 3
+FORMAT = 4
 # Tasks, and by which score their best weights are chosen.
 SCORES = {"segment": "dice", "classify": "balanced accuracy", "pretrain": "explained variance"}
 CONFIG = "config.json"
@@ -191,7 +191,7 @@ def weights_metadata(run: str | os.PathLike[str]) -> dict[str, str]:
 
     path = _find(run, WEIGHTS)
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}); copy the run folder again") from error

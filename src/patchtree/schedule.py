@@ -198,8 +198,8 @@ class Course(Callback):
             self._append(values)
             if better:
                 weights: dict[str, Tensor] = pl_module.kept(self.average.weights)  # type: ignore[operator]
-                found = {self.score.lower(): score, "step": step, **found}
-                save_weights(self.out, weights, {**self.about, **{name: repr(value) for name, value in found.items()}})
+                about = {self.score.lower(): score, "step": step, **found}
+                save_weights(self.out, weights, {**self.about, **{name: repr(value) for name, value in about.items()}})
             reached = f"{self.score} {score:.3f}{' *' * better}"
             self.report(f"step {step}, {_minutes(self.elapsed())}: loss {loss:.3f}, {reached}")
         now = self.elapsed()

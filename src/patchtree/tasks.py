@@ -44,7 +44,7 @@ class Task(LightningModule):
         progress: of the training, 0 to 1; `Course` sets it.
         score: what the best weights have most of, in words.
         scores: of the last validation, by name.
-        about: what the weights of the last validation are to be used with, by name.
+        about: of the last validation, by name: the fraction that prediction is to take, and how each scored.
     """
 
     score = "Dice"
@@ -114,7 +114,7 @@ class Task(LightningModule):
         self.scores = {"dice": means[best]} | {
             f"dice {name}": score for name, score in zip(self.labels, dice(table).tolist(), strict=True)
         }
-        self.log_dict(self.scores, batch_size=1, sync_dist=True)
+        self.log_dict(self.scores | self.about, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make the optimiser of what is trained.

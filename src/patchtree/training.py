@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from patchtree.announce import announce, announce_weights
-from patchtree.budget import FRACTIONS
+from patchtree.budget import FRACTIONS, distinct_fractions
 from patchtree.data import DataModule, Whole, warn_unmet
 from patchtree.datasets import DataSet, check_data, choose, find_data, split_data
 from patchtree.detail import Detail, from_dict
@@ -58,7 +58,6 @@ from patchtree.runs import (
     METRICS,
     WEIGHTS,
     RunConfig,
-    best_fraction,
     load_config,
     save_config,
     weights_metadata,
@@ -106,7 +105,8 @@ def train(
 ) -> Path:
     """Train a segmenter or a classifier on a data set and leave all that prediction needs in a run folder.
 
-    The average weights with the best Dice on whole validation images (mean of the foreground classes, exact) are kept
+    The average weights with the best Dice on whole validation images (mean of the foreground classes, exact, with as
+    many of their patches as suits them) are kept
     in ``weights.safetensors``, all that a resumed training needs in ``last.ckpt`` (renewed every minute), one row a
     validation in ``metrics.csv``, TensorBoard's files in ``logs/``. Ctrl-C saves after the step that is under way.
 
@@ -131,7 +131,8 @@ def train(
         max_epochs: epochs to train for; an epoch draws as many windows as cover the training images once.
         resume: go on with the run in `out`, if there is one. It keeps its patches, model, split and optimizer.
         patch_size: pixels on a side of a patch, ``p``; None: 16.
-        budget: tokens for an image of median area, others in proportion; None chooses by what the labels need. To
+        budget: tokens for an image of median area, others in proportion; None chooses by what the images and the labels
+            need, and prediction may take a half or a quarter of it, see `patchtree.tasks.Task`. To
             classify, larger images get no more, and None chooses by the area and the machine.
         detail: where leaves are small, see `Patcher`; None: ``"residual"``.
         model: by name, see `build_model`; None: ``"patchtree:small"`` on a GPU, ``"patchtree:tiny"`` without, or
@@ -297,19 +298,17 @@ def train(
     best = f"best {course.score} {course.best:.3f} at step {course.best_step}"
     say(f"{best} of {trainer.global_step}; the run is in {out}")
     if main:
-        _say_fraction(out, options, say)
+        _say_fraction(out, _budgets(dataset, config, options), say)
         shutil.rmtree(out / CACHE, ignore_errors=True)
     return out
 
 
-def _say_fraction(out: Path, options: Options, say: Callable[[str], None]) -> None:
+def _say_fraction(out: Path, budgets: Mapping[float, int], say: Callable[[str], None]) -> None:
     """Say with how many patches the best weights predict the validation images best."""
     about = weights_metadata(out)
     if "fraction" in about:
-        tried = [(round(part * options.budget), float(about[f"dice at {part:g}"])) for part in FRACTIONS]
-        each = ", ".join(f"{score:.3f} with {budget}" for budget, score in tried)
-        budget = round(best_fraction(out) * options.budget)
-        say(f"prediction: {budget} patches an image; Dice of the validation images {each}")
+        each = ", ".join(f"{float(about[f'dice at {part:g}']):.3f} with {budget}" for part, budget in budgets.items())
+        say(f"prediction: {budgets[float(about['fraction'])]} patches an image; Dice of the validation images {each}")
 
 
 def _find(data: str | os.PathLike[str], task: str | None, labels: Mapping[str, int] | None) -> DataSet:
@@ -374,7 +373,7 @@ def _open_data(
         least=config.least,
         most=config.most,
         spread=1.0 if options.asked_budget else 1 / min(FRACTIONS),
-        fractions=_fractions(dataset, options),
+        fractions=tuple(_budgets(dataset, config, options)),
         samples=options.samples,
         batch_size=options.batch_size,
         workers=workers,
@@ -393,15 +392,17 @@ def _task(dataset: DataSet, config: RunConfig, built: Built, options: Options, p
     if config.task != "classify":
         sources = parts.slides if isinstance(parts, SlideModule) else parts.images
         pixels = np.array([source.pixels for source in sources], float).sum(0)
-        return Task(*common, options.muon, (pixels / pixels.sum()).tolist(), _fractions(dataset, options))
+        return Task(*common, options.muon, (pixels / pixels.sum()).tolist(), parts.fractions)
     counts = Counter(pair.label for pair in choose(dataset, config.train).pairs)
     return ImageTask(*common, [counts[label] / counts.total() for label in config.labels.values()])
 
 
-def _fractions(dataset: DataSet, options: Options) -> tuple[float, ...]:
-    """Give the fractions of the density to validate at; who asks for a budget means it."""
-    chosen = options.task == "segment" and not dataset.slides and not options.asked_budget
-    return FRACTIONS if chosen else (1.0,)
+def _budgets(dataset: DataSet, config: RunConfig, options: Options) -> dict[float, int]:
+    """Give the fractions of the density to validate at, and the budgets that they are of an image of median area."""
+    # Who asks for a budget means it.
+    if options.task == "segment" and not dataset.slides and not options.asked_budget:
+        return distinct_fractions(options.budget, config.least, config.most)
+    return {1.0: options.budget}
 
 
 def _load_checkpoint(out: Path) -> dict[str, Any] | None:

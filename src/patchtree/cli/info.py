@@ -257,7 +257,7 @@ def describe_run(path: str) -> dict[str, Any]:
     Raises:
         InputError: it is none, or is damaged.
     """
-    from patchtree.runs import CONFIG, METRICS, SCORES, WEIGHTS, load_config
+    from patchtree.runs import CONFIG, METRICS, SCORES, WEIGHTS, best_fraction, load_config
 
     if not Path(path, CONFIG).exists():
         raise InputError(
@@ -267,7 +267,8 @@ def describe_run(path: str) -> dict[str, Any]:
     score = SCORES[config.task]
     scores = _validations(Path(path, METRICS), score)
     best = max(scores, key=lambda row: float(row[score]), default=None)
-    density = config.density * float((best or {}).get("fraction", 1))
+    weights = Path(path, WEIGHTS).is_file()
+    density = config.density * (best_fraction(path) if weights else 1)
     return {
         "kind": "run",
         "task": config.task,
@@ -284,7 +285,7 @@ def describe_run(path: str) -> dict[str, Any]:
         "best_step": int(best["step"]) if best else None,
         "steps": int(scores[-1]["step"]) if scores else 0,
         "seconds": float(scores[-1]["seconds"]) if scores else 0.0,
-        "weights": Path(path, WEIGHTS).is_file(),
+        "weights": weights,
         "versions": config.versions,
     }
 
@@ -301,7 +302,7 @@ def _validations(path: Path, score: str) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         for row in rows:
-            float(row[score]), int(row["step"]), float(row["seconds"]), float(row.get("fraction", 1))
+            float(row[score]), int(row["step"]), float(row["seconds"])
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:

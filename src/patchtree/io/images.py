@@ -176,6 +176,7 @@ def list_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
             if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
         )
         if not inside:
+            refuse_volumes(sorted(path.iterdir()))
             raise InputError(f"{path}: a folder without images ({', '.join(IMAGE_SUFFIXES)}); name one that has some")
         found += inside
     return found
@@ -202,18 +203,21 @@ def _kind(path: Path) -> str:
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind
-    refuse_volume(path)
+    refuse_volumes([path])
     raise InputError(f"{path}: not an image in PNG, JPEG, TIFF, BMP, WebP or GIF; convert it to one of these")
 
 
-def refuse_volume(path: Path) -> None:
-    """Say what to do with a file of a volume; other files are passed over.
+def refuse_volumes(paths: Iterable[Path]) -> None:
+    """Say what to do with a file of a volume, if one of some files is; the others are passed over.
 
     Raises:
-        InputError: it is one, by its name.
+        InputError: one is, by its name.
     """
-    if path.name.lower().endswith(_VOLUMES):
-        raise InputError(f"{path}: is a volume; save each slice as a TIFF, or cut it in Python (Patcher with ndim=3)")
+    for path in paths:
+        if path.name.lower().endswith(_VOLUMES):
+            raise InputError(
+                f"{path}: is a volume; save each slice as a TIFF, or cut it in Python (Patcher with ndim=3)"
+            )
 
 
 def is_still(path: str | os.PathLike[str]) -> bool:

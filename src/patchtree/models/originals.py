@@ -21,7 +21,7 @@ from patchtree.models.adapt import find_family
 from patchtree.models.mesh import SIZES, MeshEncoder
 from patchtree.models.weights import cause, fit_channels, quiet_transformers, some
 
-PRETRAINED = "pretrained"
+_PRETRAINED = "pretrained"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _PACKAGES = {"hf": "transformers", "monai": "monai", "torchvision": "torchvision", "smp": "segmentation_models_pytorch"}
 _PIP = {"smp": "segmentation-models-pytorch"}
@@ -32,7 +32,17 @@ Norm = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a library's builder is asked for."""
+    """What a library's builder is asked for.
+
+    Attributes:
+        name: of the model, the library's included.
+        classes: that every pixel has one of; no other model than one of logits minds.
+        channels: of the image.
+        patch_size: pixels on a side of a patch.
+        ndim: 2 for images, 3 for volumes.
+        weights: a file, or ``"pretrained"``; None: random ones.
+        config: that an earlier call gave as `Original.config`; None: the library is asked.
+    """
 
     name: str
     classes: int
@@ -45,12 +55,21 @@ class Asked:
     @property
     def pretrained(self) -> bool:
         """Whether the library's own trained weights are asked for."""
-        return self.weights == PRETRAINED
+        return self.weights == _PRETRAINED
 
 
 @dataclass(frozen=True, eq=False)
 class Original:
-    """What a library's builder gives: a model of tokens' features, or one of logits."""
+    """What a library's builder gives: a model of tokens' features, or one of logits.
+
+    Attributes:
+        model: the library's own.
+        logits: it gives every pixel's classes.
+        loaded: where its weights are from; empty if they are random.
+        norm: mean and standard deviation of each channel that trained weights expect.
+        missing: names of weights that were not where the others are from.
+        config: what builds it again without the network and without files; None: its name does.
+    """
 
     model: nn.Module
     logits: bool = False
@@ -148,7 +167,7 @@ def _hf(asked: Asked) -> Original:
         channels = getattr(config, "num_channels", asked.channels)
         if logits:
             config.num_labels = asked.classes
-        random = asked.weights not in (None, PRETRAINED) or (folder and not has_weights(rest))
+        random = asked.weights not in (None, _PRETRAINED) or (folder and not has_weights(rest))
         if random:
             config.num_channels = asked.channels
             model = kind(config)
