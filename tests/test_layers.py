@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "patchtree"
 ORDER = (
     "errors",
-    "memory",
+    "process",
     "files",
     "tables",
     "pyramid",

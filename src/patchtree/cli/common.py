@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from patchtree.errors import InputError
-from patchtree.memory import keep_memory
+from patchtree.process import keep_memory, wait_briefly
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -111,6 +111,7 @@ def verb(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         keep_memory()
+        wait_briefly()
         try:
             with told_warnings():
                 command(*args, **kwargs)
