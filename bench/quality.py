@@ -253,7 +253,7 @@ def explain(args: Any) -> str:
     scales = ", ".join(f"{scale:g}" for scale in args.scales)
     return (
         f"Each had {args.max_time:g} s from finding the images to the last step, {args.threads} thread(s) and "
-        f"{args.workers} process(es) that prepare samples; {args.seeds} seed(s). Same images, same augmentation, "
+        f"{args.workers} process(es) that prepare samples; up to {args.seeds} seed(s). Same images, same augmentation, "
         "cross-entropy + Dice, random weights at the start, bfloat16 in training where the processor has it. "
         "patchtree: its defaults, best validation. uniform: the same on a uniform grid of its finest patches. Others: "
         f"balanced crops of {args.crop} px in batches of 8 at input scales {scales} (the best on validation images is "

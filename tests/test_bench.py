@@ -270,7 +270,7 @@ def test_finished_runs_are_not_repeated(
     assert tried == ["patchtree", "unet, input x 1", "unet, input x 0.5"]
     printed = capsys.readouterr().out
     # 2 * 5 / (10 + 15) for class 1, 0 of 5 predicted for class 2; 2 * 5 / (10 + 20) together.
-    assert "| patchtree | 0.200 [0.20, 0.20] | 0.333 | 0.125 | 3.0 | 0.400 | 0.000 |" in printed
+    assert "| patchtree | 0.200 [0.20, 0.20] | 0.200 | 0.333 | 0.125 | 3.0 | 0.400 | 0.000 |" in printed
     assert "| patchtree | 3 | 7 | 1.00 | 0.50 | 1,234 | 3.0 | 1.00 M |" in printed
     assert "unet, input x 0.5 failed: out of memory." in printed
     assert "| unet, input x 1 |" in printed
@@ -307,7 +307,7 @@ def test_runs_of_before_leave_cells_empty(
     quality.main(command)
     printed = capsys.readouterr().out
     for scale in ("1", "0.5"):
-        assert f"| unet, input x {scale} | 0.200 [0.20, 0.20] | 0.333 | 0.125 |  | 0.400 | 0.000 |" in printed
+        assert f"| unet, input x {scale} | 0.200 [0.20, 0.20] | 0.200 | 0.333 | 0.125 |  | 0.400 | 0.000 |" in printed
         assert f"| unet, input x {scale} | 3 | 7 | 1.00 | 0.50 |  |  | 1.00 M |" in printed
 
 

@@ -41,7 +41,7 @@ def report(head: str, runs: dict[str, dict[str, list[Result]]], labels: Sequence
         costs += [cost_row(name, done[name]) for name in shown]
         for name, results in variants.items():
             failed += [f"{name} failed: {one['failed']}." for one in results if "failed" in one]
-    header = ("method", "Dice", "micro Dice", "IoU", "HD95, px", *labels[1:])
+    header = ("method", "Dice", "of each seed", "micro Dice", "IoU", "HD95, px", *labels[1:])
     return [head, table(header, rows), table(COSTS, costs), *notes, *failed]
 
 
@@ -75,6 +75,7 @@ def score_row(name: str, results: Sequence[Result]) -> Sequence[object]:
     return (
         name,
         f"{dice:.3f} [{low:.2f}, {high:.2f}]",
+        " ".join(f"{one:.3f}" for one in scores.mean(scores.dice(pooled))),
         f"{spread(scores.micro):.3f}",
         f"{spread(lambda some: scores.mean(scores.iou(some))):.3f}",
         border(results),
