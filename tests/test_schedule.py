@@ -55,6 +55,15 @@ def test_validations_cost_a_small_share_of_the_time() -> None:
     assert timed._decide(401)[2]
 
 
+def test_no_validation_is_made_shortly_before_the_last() -> None:
+    timed = course(max_time=1000, max_samples=None)
+    timed._validating, timed._validated_at = 24, 100
+    assert timed._decide(510)[2]
+    timed._validated_at = 200
+    assert not timed._decide(650)[2]
+    assert timed._decide(974)[2]
+
+
 def test_validations_by_epochs_do_not_depend_on_the_clock() -> None:
     long = course(max_time=None, max_samples=1000)
     steps = []

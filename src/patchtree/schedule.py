@@ -242,12 +242,17 @@ class Course(Callback):
         """
         shares = [0.0]
         if self.max_time is not None:
-            left = self.max_time - _AFTER * self._validating - self._step - elapsed
+            left = self._left(elapsed)
             trained = max(elapsed - self._began, 1e-9)
             shares.append(trained / (trained + max(left, 0)))
         if self.max_samples is not None:
             shares.append(self.samples / self.max_samples)
         return max(shares)
+
+    def _left(self, elapsed: float) -> float:
+        """Give the seconds until the training must end, for its last validation to fit in the time."""
+        assert self.max_time is not None
+        return self.max_time - _AFTER * self._validating - self._step - elapsed
 
     def _decide(self, elapsed: float) -> tuple[float, bool, bool, bool]:
         """Give the progress, whether Ctrl-C was pressed, and whether to validate and to save."""
@@ -259,7 +264,8 @@ class Course(Callback):
         else:
             assert self.max_time is not None
             pause = max(self.max_time / _VALIDATIONS, self._validating / _VALIDATING)
-            validate = elapsed - self._validated_at >= pause
+            # The one at the end is one of them.
+            validate = min(elapsed - self._validated_at, self._left(elapsed)) >= pause
         save = progress < 1 and (self._unsaved or elapsed - self._saved_at >= _SAVE_SECONDS)
         return progress, self.interrupted, validate or progress >= 1, save
 
