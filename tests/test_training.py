@@ -244,7 +244,8 @@ def test_the_bar_goes_to_standard_error(
 def test_a_complete_run_can_be_made_longer(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run", max_epochs=1, batch_size=2, **SMALL)
     lines: list[str] = []
-    train(data, tmp_path / "run", max_epochs=1, resume=True, report=lines.append, **SMALL)
+    # How long it is for is remembered.
+    train(data, tmp_path / "run", resume=True, report=lines.append, **SMALL)
     assert "is complete" in lines[-1]
     train(data, tmp_path / "run", max_epochs=3, resume=True, **SMALL)
     assert [int(row["step"]) for row in rows(tmp_path / "run")] == [2, 4, 6]

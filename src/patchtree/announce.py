@@ -32,7 +32,7 @@ def announce(
     whole = not config.window or max(height, width) <= config.window
     seen = "seen whole" if whole else f"windows of {config.window} px"
     shown = "for the tissue of a slide" if slides else "an image"
-    say(f"patches: {tokens} of {p} x {p} px {shown}, by {detail}; {seen}")
+    say(f"patches: up to {tokens} of {p} x {p} px {shown}, by {detail}; {seen}")
     counts = [(weight.numel() / 1e6, weight.requires_grad) for weight in task.model.parameters()]
     weights, trained = sum(count for count, _ in counts), sum(count for count, taught in counts if taught)
     some = f", {trained:.1f} M of them trained" if trained < 0.95 * weights else ""

@@ -186,6 +186,19 @@ def refuse(dataset: DataSet, problems: Sequence[str], pixels: Mapping[str, int])
         warnings.warn(f"{dataset.root}: no mask has a pixel of {', '.join(map(repr, absent))}", stacklevel=2)
 
 
+def check_patch_size(dataset: DataSet, patch_size: int) -> None:
+    """Refuse patches that are larger than an image, before a model of them takes all memory.
+
+    Raises:
+        InputError: the smallest image is smaller; slides are not looked at.
+    """
+    shapes = {pair.image: image_size(pair.image) for pair in dataset.pairs if not pair.slide}
+    smallest = min(shapes, key=lambda image: max(shapes[image]), default=None)
+    if smallest is not None and patch_size > max(shapes[smallest]):
+        height, width = shapes[smallest]
+        raise InputError(f"{smallest}: is {width} x {height} px, less than a patch of {patch_size}; give a smaller one")
+
+
 def survey_data(dataset: DataSet) -> tuple[list[str], dict[str, int]]:
     """List what would spoil a training, a line each, and count the pixels of each class.
 

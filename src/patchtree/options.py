@@ -116,15 +116,6 @@ def _choose_size(accelerator: str, max_time: float | None) -> str:
     return "nano" if max_time is not None and max_time < short else "tiny"
 
 
-def check_patch_size(dataset: DataSet, patch_size: int) -> None:
-    """Refuse patches that are larger than an image, before a model of them takes all memory."""
-    shapes = {pair.image: image_size(pair.image) for pair in dataset.pairs if not pair.slide}
-    smallest = min(shapes, key=lambda image: max(shapes[image]), default=None)
-    if smallest is not None and patch_size > max(shapes[smallest]):
-        height, width = shapes[smallest]
-        raise InputError(f"{smallest}: is {width} x {height} px, less than a patch of {patch_size}; give a smaller one")
-
-
 def look_at_data(
     dataset: DataSet, options: Options, asked: Mapping[str, Any], accelerator: str, cache: Path
 ) -> Options:

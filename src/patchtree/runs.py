@@ -49,6 +49,8 @@ class RunConfig:
         window: side of the training windows in pixels.
         reach: leaves that attention is among when whole images are predicted, see `MeshEncoder`; 0: all.
         mpp: micrometres along a pixel of the slides trained on, their median; None if it is not known.
+        max_time: seconds that it is trained for, or None.
+        max_epochs: epochs that it is trained for, or None.
         train: names of the images trained on.
         val: names of the images validated on.
         options: of the training.
@@ -71,6 +73,8 @@ class RunConfig:
     window: int = 1024
     reach: int = 0
     mpp: float | None = None
+    max_time: float | None = None
+    max_epochs: int | None = None
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)

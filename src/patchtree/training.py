@@ -28,7 +28,7 @@ from rich.progress import track
 from patchtree.announce import announce, announce_weights
 from patchtree.budget import FRACTIONS, distinct_fractions
 from patchtree.data import DataModule, Whole, warn_unmet
-from patchtree.datasets import DataSet, check_data, choose, find_data, split_data
+from patchtree.datasets import DataSet, check_data, check_patch_size, choose, find_data, split_data
 from patchtree.detail import Detail, from_dict
 from patchtree.ema import Average
 from patchtree.errors import InputError
@@ -43,7 +43,6 @@ from patchtree.models.weights import Origin
 from patchtree.options import (
     HELD_OUT,
     Options,
-    check_patch_size,
     check_same,
     choose_options,
     choose_reach,
@@ -127,9 +126,11 @@ def train(
         out: the run folder.
         task: ``"segment"``, a class for every pixel; ``"classify"``, one for every image; or ``"pretrain"``, none: the
             pixels of hidden leaves are learned from images alone. None: ``"segment"``.
-        max_time: seconds to train for, all included; None: an hour, unless `max_epochs` is given.
+        max_time: seconds to train for, from this call to the last validation; None: an hour, unless `max_epochs` is
+            given.
         max_epochs: epochs to train for; an epoch draws as many windows as cover the training images once.
-        resume: go on with the run in `out`, if there is one. It keeps its patches, model, split and optimizer.
+        resume: go on with the run in `out`, if there is one. It keeps its patches, model, split and optimizer, and what
+            it was given of `max_time` and `max_epochs` unless one of them is given anew.
         patch_size: pixels on a side of a patch, ``p``; None: 16.
         budget: tokens for an image of median area, others in proportion; None chooses by what the images and the labels
             need, and prediction may take a half or a quarter of it, see `patchtree.tasks.Task`. To
@@ -170,8 +171,6 @@ def train(
     """
     started = time.monotonic()
     out = Path(out)
-    if max_time is None and max_epochs is None:
-        max_time = _DEFAULT_TIME
     if (max_time is not None and max_time <= 0) or (max_epochs is not None and max_epochs < 1):
         raise InputError("max_time and max_epochs are more than 0, or left out")
     if any(name in strategy for name in ("fsdp", "deepspeed", "model_parallel")):
@@ -210,6 +209,8 @@ def train(
     if resume and checkpoint is None:
         say(f"nothing to resume in {out}, begins anew")
     config = None if checkpoint is None else load_config(out)
+    if max_time is None and max_epochs is None:
+        max_time, max_epochs = (config.max_time, config.max_epochs) if config else (_DEFAULT_TIME, None)
     if config and "pretrain" in (task, config.task) and task != config.task:
         verb = "pretrain" if config.task == "pretrain" else "train"
         raise InputError(f"{out}: is a run of `patchtree {verb}`; resume it with that, or choose another folder")
@@ -229,7 +230,7 @@ def train(
             options = replace(options, layer_decay=1.0)
         with _nothing_left(out):
             options = look_at_data(dataset, options, asked, accelerator, out / CACHE)
-        config = _plan(dataset, options)
+        config = replace(_plan(dataset, options), max_time=max_time, max_epochs=max_epochs)
     else:
         options = Options(**config.options)
         check_same(out, asked, options)
@@ -249,10 +250,16 @@ def train(
             for name in (WEIGHTS, METRICS):
                 (out / name).unlink(missing_ok=True)
             save_config(out, config)
+    elif main and (max_time, max_epochs) != (config.max_time, config.max_epochs):
+        save_config(out, replace(config, max_time=max_time, max_epochs=max_epochs))
     parts.grids = built.model.grids
     set_reach(built.model, config.reach)
     module = _task(dataset, config, built, options, parts)
-    goal = f"{max_epochs} epochs" if max_time is None else f"{int(max_time // 60)} min {max_time % 60:.0f} s"
+    goal = (
+        f"{max_epochs} epoch{'s' * (max_epochs != 1)}"
+        if max_time is None
+        else f"{int(max_time // 60)} min {max_time % 60:.0f} s"
+    )
     announce(say, config, options, parts, module, f"on {accelerator} for {goal}")
     if checkpoint is None and (built.weights or not options.model.startswith("patchtree:")):
         announce_weights(say, built, options, parts)
@@ -308,7 +315,9 @@ def _say_fraction(out: Path, budgets: Mapping[float, int], say: Callable[[str], 
     about = weights_metadata(out)
     if "fraction" in about:
         each = ", ".join(f"{float(about[f'dice at {part:g}']):.3f} with {budget}" for part, budget in budgets.items())
-        say(f"prediction: {budgets[float(about['fraction'])]} patches an image; Dice of the validation images {each}")
+        say(
+            f"prediction: up to {budgets[float(about['fraction'])]} patches an image; Dice of the validation images {each}"
+        )
 
 
 def _find(data: str | os.PathLike[str], task: str | None, labels: Mapping[str, int] | None) -> DataSet:

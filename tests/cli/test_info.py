@@ -126,6 +126,17 @@ def test_a_data_folder_that_training_would_refuse(run: Run, tmp_path: Path) -> N
     assert "  problems  4\n" in run("info", data).out
 
 
+def test_an_image_smaller_than_a_patch(run: Run, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    write_image(data / "images" / "tiny.png", picture()[:9, :7])
+    write_mask(data / "masks" / "tiny.png", np.zeros((9, 7), np.uint8))
+    result = run("info", data, "--json")
+    assert result.code == 1
+    assert result.json[0]["problems"] == [
+        f"{data / 'images' / 'tiny.png'}: is 7 x 9 px, less than a patch of 16; give a smaller one"
+    ]
+
+
 @pytest.mark.parametrize("odd", [np.zeros((96, 128), np.uint8), np.zeros((96, 128, 3), np.uint16)])
 def test_images_that_differ_in_kind(odd: NDArray[Any], run: Run, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")

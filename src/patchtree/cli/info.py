@@ -126,8 +126,9 @@ def _outputs(path: str) -> dict[str, Any]:
 
 
 def _data(path: str) -> dict[str, Any]:
-    from patchtree.datasets import find_data, split_data, survey_data
+    from patchtree.datasets import check_patch_size, find_data, split_data, survey_data
     from patchtree.labelled import TABLE, find_labelled, survey_labelled
+    from patchtree.patcher import Patcher
     from patchtree.slide_sources import survey_slides
 
     # Beside masks the table may be of something else.
@@ -157,6 +158,8 @@ def _data(path: str) -> dict[str, Any]:
         problems.append(f"{path}: {found}; give all images the same channels and type")
     parts: dict[str, list[str]] = {"train": [], "val": []}
     try:
+        if not problems:
+            check_patch_size(dataset, Patcher().patch_size)
         split = split_data(dataset)
         parts = {name: [pair.name for pair in part.pairs] for name, part in zip(parts, split, strict=True)}
     except InputError as error:
@@ -257,7 +260,7 @@ def describe_run(path: str) -> dict[str, Any]:
     Raises:
         InputError: it is none, or is damaged.
     """
-    from patchtree.runs import CONFIG, METRICS, SCORES, WEIGHTS, best_fraction, load_config
+    from patchtree.runs import CONFIG, METRICS, SCORES, WEIGHTS, load_config, weights_metadata
 
     if not Path(path, CONFIG).exists():
         raise InputError(
@@ -266,9 +269,7 @@ def describe_run(path: str) -> dict[str, Any]:
     config = load_config(path)
     score = SCORES[config.task]
     scores = _validations(Path(path, METRICS), score)
-    best = max(scores, key=lambda row: float(row[score]), default=None)
-    weights = Path(path, WEIGHTS).is_file()
-    density = config.density * (best_fraction(path) if weights else 1)
+    about = weights_metadata(path) if Path(path, WEIGHTS).is_file() else {}
     return {
         "kind": "run",
         "task": config.task,
@@ -277,15 +278,15 @@ def describe_run(path: str) -> dict[str, Any]:
         "model": config.model["name"],
         "patch_size": config.patcher["patch_size"],
         "detail": config.patcher["detail"]["name"],
-        "pixels_a_patch": round(1 / density),
+        "pixels_a_patch": round(1 / (config.density * float(about.get("fraction", 1)))),
         "window": config.window,
         "train": len(config.train),
         "val": len(config.val),
-        score.replace(" ", "_"): float(best[score]) if best else None,
-        "best_step": int(best["step"]) if best else None,
+        score.replace(" ", "_"): float(about[score]) if score in about else None,
+        "best_step": int(about["step"]) if "step" in about else None,
         "steps": int(scores[-1]["step"]) if scores else 0,
         "seconds": float(scores[-1]["seconds"]) if scores else 0.0,
-        "weights": weights,
+        "weights": Path(path, WEIGHTS).is_file(),
         "versions": config.versions,
     }
 

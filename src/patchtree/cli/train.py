@@ -42,11 +42,15 @@ def parse_blocks(text: str) -> int:
 
 MaxTime = Annotated[
     float | None,
-    typer.Option(parser=parse_time, metavar="HH:MM:SS", help="How long to train, all included. (default 01:00:00)"),
+    typer.Option(
+        parser=parse_time,
+        metavar="HH:MM:SS",
+        help="How long to train, from looking at DATA to the last validation. (default 01:00:00)",
+    ),
 ]
 MaxEpochs = Annotated[int | None, typer.Option(help="How many epochs to train.")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run in RUN; it keeps its patches, model and training.")
+    bool, typer.Option("--resume", help="Go on with the run in RUN; it keeps its patches, model, training and time.")
 ]
 PatchSize = Annotated[int | None, typer.Option(help="Pixels on a side of a patch.", rich_help_panel=_PATCHES)]
 Budget = Annotated[
