@@ -315,9 +315,8 @@ def _say_fraction(out: Path, budgets: Mapping[float, int], say: Callable[[str], 
     about = weights_metadata(out)
     if "fraction" in about:
         each = ", ".join(f"{float(about[f'dice at {part:g}']):.3f} with {budget}" for part, budget in budgets.items())
-        say(
-            f"prediction: up to {budgets[float(about['fraction'])]} patches an image; Dice of the validation images {each}"
-        )
+        most = budgets[float(about["fraction"])]
+        say(f"prediction: up to {most} patches an image; Dice of the validation images {each}")
 
 
 def _find(data: str | os.PathLike[str], task: str | None, labels: Mapping[str, int] | None) -> DataSet:
