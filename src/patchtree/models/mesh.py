@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from patchtree.errors import InputError
 from patchtree.models.adapt.base import Encoded, sizes
 from patchtree.models.layers import Place, ResidualConv, merge, split, standardise
+from patchtree.models.transformer import Block
 from patchtree.tokens import Tokens
 
 STEM = 4
@@ -204,9 +204,7 @@ class MeshEncoder(OnMesh):
         self.way_down = WayDown(self.widths, channels, ndim)
         self.enter = nn.Linear(self.widths[-1], chosen.width)
         self.place = Place(chosen.width, ndim)
-        self.blocks = nn.ModuleList(
-            Block(chosen.width, chosen.heads, qkv_bias=True, init_values=1e-2) for _ in range(chosen.depth)
-        )
+        self.blocks = nn.ModuleList(Block(chosen.width, chosen.heads) for _ in range(chosen.depth))
 
     def encode(self, tokens: Tokens, depths: Sequence[int], ghosts: Mapping[int, Tensor]) -> EncodedMesh:
         """Give the features of each leaf, those after some blocks, and the cells of each grid.
