@@ -186,13 +186,20 @@ def refuse(dataset: DataSet, problems: Sequence[str], pixels: Mapping[str, int])
         warnings.warn(f"{dataset.root}: no mask has a pixel of {', '.join(map(repr, absent))}", stacklevel=2)
 
 
-def check_patch_size(dataset: DataSet, patch_size: int) -> None:
+def check_patch_size(shapes: Mapping[Path, Sequence[int]], patch_size: int) -> None:
     """Refuse patches that are larger than an image, before a model of them takes all memory.
 
+    >>> check_patch_size({Path("a.png"): (9, 70), Path("b.png"): (7, 5)}, patch_size=16)
+    Traceback (most recent call last):
+    patchtree.errors.InputError: b.png: is 5 x 7 px, less than a patch of 16; give a smaller one
+
+    Args:
+        shapes: ``(H, W)`` of each image.
+        patch_size: pixels on a side of a patch.
+
     Raises:
-        InputError: the smallest image is smaller; slides are not looked at.
+        InputError: the smallest image is smaller.
     """
-    shapes = {pair.image: image_size(pair.image) for pair in dataset.pairs if not pair.slide}
     smallest = min(shapes, key=lambda image: max(shapes[image]), default=None)
     if smallest is not None and patch_size > max(shapes[smallest]):
         height, width = shapes[smallest]

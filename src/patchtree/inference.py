@@ -21,7 +21,7 @@ from patchtree.models.precision import half_where_quick
 from patchtree.models.segmenter import Segmenter
 from patchtree.patcher import Patches, spare_budget_allowed
 from patchtree.patches import painter
-from patchtree.runs import WEIGHTS, RunConfig, best_fraction, load_config, load_weights
+from patchtree.runs import WEIGHTS, RunConfig, best_fraction, load_config, load_weights, weights_metadata
 from patchtree.slide_evaluation import evaluate_slide
 from patchtree.tokens import collate
 
@@ -157,7 +157,7 @@ def load(
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     model.load_state_dict(load_weights(run, shapes))
     set_reach(model, config.reach)
-    config = replace(config, density=best_fraction(run) * config.density)
+    config = replace(config, density=best_fraction(weights_metadata(run)) * config.density)
     return Predictor(config, model.to(chosen).eval(), chosen, smooth)
 
 

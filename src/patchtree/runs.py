@@ -201,13 +201,13 @@ def weights_metadata(run: str | os.PathLike[str]) -> dict[str, str]:
         raise InputError(f"{path}: cannot be read ({error}); copy the run folder again") from error
 
 
-def best_fraction(run: str | os.PathLike[str]) -> float:
-    """Give with which fraction of the density the run's weights predict best.
+def best_fraction(about: Mapping[str, str]) -> float:
+    """Give with which fraction of the density weights predict best, by what `weights_metadata` says of them.
 
-    Raises:
-        InputError: the weights are missing or damaged.
+    >>> best_fraction({"fraction": "0.5"}), best_fraction({})
+    (0.5, 1.0)
     """
-    return float(weights_metadata(run).get("fraction", 1))
+    return float(about.get("fraction", 1))
 
 
 def _find(run: str | os.PathLike[str], name: str) -> Path:

@@ -33,6 +33,7 @@ from patchtree.detail import Detail, from_dict
 from patchtree.ema import Average
 from patchtree.errors import InputError
 from patchtree.image_data import ImageData
+from patchtree.io.images import image_size
 from patchtree.labelled import check_labelled, find_labelled
 from patchtree.machines import check_machines, choose_workers, quiet
 from patchtree.models.choose import Built, build
@@ -221,7 +222,8 @@ def train(
         if task != "pretrain":
             (check_labelled if classify else check_slides if dataset.slides else check_data)(dataset)
         options = choose_options(dataset, asked, accelerator, max_time)
-        check_patch_size(dataset, options.patch_size)
+        shapes = {pair.image: image_size(pair.image) for pair in dataset.pairs if not pair.slide}
+        check_patch_size(shapes, options.patch_size)
         # What the model refuses is told before all images are decoded.
         built = _build(dataset, options)
         if not built.depths:

@@ -139,7 +139,7 @@ def _data(path: str) -> dict[str, Any]:
     channels: Counter[str] = Counter()
     types: Counter[str] = Counter()
     kinds: dict[str, str] = {}
-    shapes = []
+    shapes: dict[Path, list[int]] = {}
     with progress("Reading", len(dataset)) as step:
         for pair in dataset.pairs:
             try:
@@ -150,27 +150,30 @@ def _data(path: str) -> dict[str, Any]:
                 channels[str(count)] += 1
                 types[dtype] += 1
                 kinds.setdefault(f"{count} channel{'s' if count > 1 else ''} of {dtype}", pair.image.name)
-                shapes.append(shape)
+                shapes[pair.image] = shape
             step()
     # What training refuses: 8 and 16 bits mean different things, floats may be anything.
     if not dataset.slides and (len(channels) > 1 or (len(types) > 1 and types.keys() & {"uint8", "uint16"})):
         found = ", ".join(f"{name} has {kind}" for kind, name in kinds.items())
         problems.append(f"{path}: {found}; give all images the same channels and type")
+    if not dataset.slides:
+        try:
+            check_patch_size(shapes, Patcher().patch_size)
+        except InputError as error:
+            problems.append(str(error))
     parts: dict[str, list[str]] = {"train": [], "val": []}
     try:
-        if not problems:
-            check_patch_size(dataset, Patcher().patch_size)
         split = split_data(dataset)
         parts = {name: [pair.name for pair in part.pairs] for name, part in zip(parts, split, strict=True)}
     except InputError as error:
         problems.append(str(error))
-    shapes.sort(key=lambda shape: shape[0] * shape[1])
+    sizes = sorted(shapes.values(), key=lambda shape: shape[0] * shape[1])
     total = max(1, sum(pixels.values()))
     return {
         "kind": "data",
         "images": len(dataset),
-        "smallest": list(shapes[0]) if shapes else None,
-        "largest": list(shapes[-1]) if shapes else None,
+        "smallest": sizes[0] if sizes else None,
+        "largest": sizes[-1] if sizes else None,
         "channels": dict(channels),
         "dtype": dict(types),
         "labels": dataset.labels,
@@ -260,7 +263,7 @@ def describe_run(path: str) -> dict[str, Any]:
     Raises:
         InputError: it is none, or is damaged.
     """
-    from patchtree.runs import CONFIG, METRICS, SCORES, WEIGHTS, load_config, weights_metadata
+    from patchtree.runs import CONFIG, METRICS, SCORES, WEIGHTS, best_fraction, load_config, weights_metadata
 
     if not Path(path, CONFIG).exists():
         raise InputError(
@@ -269,7 +272,8 @@ def describe_run(path: str) -> dict[str, Any]:
     config = load_config(path)
     score = SCORES[config.task]
     scores = _validations(Path(path, METRICS), score)
-    about = weights_metadata(path) if Path(path, WEIGHTS).is_file() else {}
+    weights = Path(path, WEIGHTS).is_file()
+    about = weights_metadata(path) if weights else {}
     return {
         "kind": "run",
         "task": config.task,
@@ -278,7 +282,7 @@ def describe_run(path: str) -> dict[str, Any]:
         "model": config.model["name"],
         "patch_size": config.patcher["patch_size"],
         "detail": config.patcher["detail"]["name"],
-        "pixels_a_patch": round(1 / (config.density * float(about.get("fraction", 1)))),
+        "pixels_a_patch": round(1 / (config.density * best_fraction(about))),
         "window": config.window,
         "train": len(config.train),
         "val": len(config.val),
@@ -286,7 +290,7 @@ def describe_run(path: str) -> dict[str, Any]:
         "best_step": int(about["step"]) if "step" in about else None,
         "steps": int(scores[-1]["step"]) if scores else 0,
         "seconds": float(scores[-1]["seconds"]) if scores else 0.0,
-        "weights": Path(path, WEIGHTS).is_file(),
+        "weights": weights,
         "versions": config.versions,
     }
 
