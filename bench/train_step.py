@@ -49,15 +49,15 @@ def measure(case: Case) -> Result:
     image, mask = (common.fill(part, (case["side"],) * 2) for part in (picture, common.stain_labels(picture)))
     torch.manual_seed(0)
     model = build_model(f"patchtree:{case['size']}", CLASSES, patch_size=case["patch_size"]).to(device)
-    step = make_step(model, device)
+    step = make_step(model, torch.optim.AdamW(model.parameters(), 1e-4, fused=True), device)
     corner = (slice(8 * case["patch_size"]),) * 2
-    step(prepare({**case, "budget": 16}, image[corner], mask[corner], model))
+    step(prepare({**case, "budget": 16}, [(image[corner], mask[corner])], model))
 
     batch = None
     preparing = []
     for _ in range(case["repeats"]):
         start = time.perf_counter()
-        batch = prepare(case, image, mask, model)
+        batch = prepare(case, [(image, mask)], model)
         preparing.append(time.perf_counter() - start)
     assert batch is not None
     del image, mask
@@ -72,8 +72,14 @@ def measure(case: Case) -> Result:
         "prepare": statistics.median(preparing),
         "step": statistics.median(seconds),
         "memory": memory,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "the CPU",
+        "device": name_device(device),
     }
+
+
+def name_device(device: torch.device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
 
 
 def count_step(case: Case) -> int:
@@ -104,27 +110,27 @@ def count_step(case: Case) -> int:
     return count_multiply_adds(step)
 
 
-def prepare(case: Case, image: NDArray[Any], mask: NDArray[Any], model: Segmenter) -> Batch:
-    """Do what a data loader does: patches, labels, ghost cells, batch."""
+def prepare(case: Case, drawn: Sequence[tuple[NDArray[Any], NDArray[Any]]], model: Segmenter) -> Batch:
+    """Do what a data loader does of images and masks: patches, labels, ghost cells, batch."""
     from patchtree.data import Sample, collate_samples
 
-    if case["way"] == "uniform":
-        tree = patchtree.Tree.uniform(mask.shape, case["patch_size"])
-        patches = patchtree.Patches(patchtree.cut(image, tree), tree)
-    else:
-        patches = patchtree.Patcher(case["patch_size"], case["budget"], detail=case["detail"])(image)
-    counts = patchtree.count_labels(mask, patches.tree, CLASSES)
-    return collate_samples([Sample(patches, counts, "")], (0.5,) * 3, (0.25,) * 3, model.grids)
+    samples = []
+    for image, mask in drawn:
+        if case["way"] == "uniform":
+            tree = patchtree.Tree.uniform(mask.shape, case["patch_size"])
+            patches = patchtree.Patches(patchtree.cut(image, tree), tree)
+        else:
+            patches = patchtree.Patcher(case["patch_size"], case["budget"], detail=case["detail"])(image)
+        samples.append(Sample(patches, patchtree.count_labels(mask, patches.tree, len(model.labels)), ""))
+    return collate_samples(samples, (0.5,) * 3, (0.25,) * 3, model.grids)
 
 
-def make_step(model: Segmenter, device: torch.device) -> Callable[[Batch], None]:
+def make_step(model: Segmenter, optimiser: torch.optim.Optimizer, device: torch.device) -> Callable[[Batch], None]:
     """Make a step: forward, loss, backward, optimiser; bfloat16 where it is quick, as training does."""
     import torch
 
     from patchtree.losses import segmentation_loss
     from patchtree.models.precision import half_where_quick
-
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
     def step(batch: Batch) -> None:
         batch = batch.to(device)

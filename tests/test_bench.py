@@ -26,7 +26,7 @@ from bench.peers import networks, nnunet_plan, quadtree  # noqa: E402
 from bench.segmentation import methods, pictures, report, scores  # noqa: E402
 
 LIGHT = ["tokenize", "slides", "predict_slide"]
-HEAVY = ["adapt", "loss", "mosaic", "train_step", "quality", "whole_job"]
+HEAVY = ["adapt", "equal_dice", "loss", "mosaic", "train_step", "quality", "whole_job"]
 
 
 @pytest.mark.parametrize("name", LIGHT + [pytest.param(name, marks=pytest.mark.slow) for name in HEAVY])
