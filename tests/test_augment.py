@@ -8,8 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from patchtree.augment import Window, _add_noise, _normal, place, take, vary_colours, vary_detail, vary_window
+from patchtree.augment import (
+    Colours,
+    Window,
+    _add_noise,
+    _normal,
+    place,
+    take,
+    to_image,
+    vary_colours,
+    vary_detail,
+    vary_patches,
+    vary_window,
+)
 from patchtree.detail import Edges
+from patchtree.patcher import Patches
+from patchtree.patches import cut
+from patchtree.tree import Tree
 
 TYPES = [np.uint8, np.uint16, np.int16, np.float32]
 
@@ -162,3 +177,68 @@ def test_detail_varies_for_edges_alone() -> None:
     assert all(50 <= edges.low <= 119 and edges.high == pytest.approx(2 * edges.low) for edges in drawn)
     assert isinstance(vary_detail("edges", rng), Edges)
     assert vary_detail("variance", rng) == "variance"
+
+
+@given(
+    shape=st.tuples(st.integers(1, 30), st.integers(1, 30)), corner=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    angle=st.floats(-30, 30), scale=st.floats(0.5, 2), flip=st.booleans(), turns=st.integers(0, 3),
+)  # fmt: skip
+def test_pixels_of_a_window_are_where_they_are_said_to_be(
+    shape: tuple[int, int], corner: tuple[int, int], angle: float, scale: float, flip: bool, turns: int
+) -> None:
+    window = Window((corner[0] + 30, corner[1] + 30), shape, angle, scale, flip, turns)
+    rows, columns = np.mgrid[:100, :100].astype(np.float32)
+    y, x = take(rows, window), take(columns, window)
+    at = (
+        np.stack([*np.mgrid[: y.shape[0], : y.shape[1]][::-1], np.ones(y.shape)])
+        + np.array([0.5, 0.5, 0])[:, None, None]
+    )
+    expected = np.einsum("ij,jhw->ihw", to_image(window), at) - 0.5
+    assert np.abs(np.stack([x, y]) - expected).max() < 0.04  # OpenCV knows places to a 32nd of a pixel
+
+
+def drawn(**wanted: bool) -> int:
+    """Find a seed whose colours are blurred, or noisy, or both, or none."""
+
+    def suits(colours: Colours) -> bool:
+        return all(bool(getattr(colours, name)) == value for name, value in wanted.items())
+
+    return next(seed for seed in range(999) if suits(Colours.draw(3, np.random.default_rng(seed))))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("shape", [(48, 64), (48, 64, 3), (48, 64, 5)])
+def test_patches_vary_as_their_image_does(shape: tuple[int, ...], dtype: type) -> None:
+    image = noise(shape, dtype)
+    patches = Patches(cut(image, tree := Tree.uniform((48, 64), 8)), tree)
+    seed = next(seed for seed in range(99) if not any(spread(shape, seed)))
+    varied = vary_patches(patches, np.random.default_rng(seed))
+    assert np.array_equal(varied.pixels, cut(vary_colours(image, np.random.default_rng(seed)), tree))
+    assert varied.pixels.dtype == dtype
+
+
+def spread(shape: tuple[int, ...], seed: int) -> tuple[float, float]:
+    colours = Colours.draw(shape[2] if len(shape) == 3 else 1, np.random.default_rng(seed))
+    return colours.blur, colours.noise
+
+
+def test_noise_is_half_as_strong_a_level() -> None:
+    grey = np.full((256, 256, 3), 128, np.uint8)
+    found = []
+    for level in (0, 1, 2):
+        patches = Patches(cut(grey, tree := Tree.uniform((256, 256), 16, level)), tree)
+        found.append(vary_patches(patches, np.random.default_rng(drawn(noise=True, blur=False))).pixels[..., 0].std())
+    assert found[1] == pytest.approx(found[0] / 2, rel=0.2)
+    assert found[2] == pytest.approx(found[0] / 4, rel=0.3)
+
+
+def test_patches_that_lie_apart_are_not_blurred_into_each_other() -> None:
+    seed = drawn(noise=False, blur=True)
+    tree = Tree.uniform((32, 32), 16)
+    pixels = np.full((4, 16, 16, 3), 200, np.uint8)
+    pixels[1] = 20
+    flat = vary_patches(Patches(pixels, tree), np.random.default_rng(seed)).pixels
+    assert [int(np.ptp(patch[..., 0])) for patch in flat] == [0, 0, 0, 0]
+    pixels[0, 8:] = 20
+    edge = vary_patches(Patches(pixels, tree), np.random.default_rng(seed)).pixels[0, :, 0, 0]
+    assert len(np.unique(edge)) > 2

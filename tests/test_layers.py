@@ -41,6 +41,7 @@ ORDER = (
     "labelled",
     "unlabelled",
     "cache",
+    "mips",
     "slide_sources",
     "budget",
     "draws",

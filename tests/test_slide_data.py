@@ -179,28 +179,11 @@ def test_windows_lie_on_tissue_and_around_rare_classes(windows: SlideWindows, so
     assert replace(windows, slides=(alone,), foreground=1.0).draw(rng)[0] is alone
 
 
-def test_colours_change_and_patches_do_not_mix(windows: SlideWindows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_change(windows: SlideWindows) -> None:
     plain = replace(windows, augment=False)[3]
     turned = windows[3]
     assert plain.counts.sum() == turned.counts.sum()
     assert np.abs(plain.patches.pixels.mean() - turned.patches.pixels.mean()) > 0.1
-    rng = np.random.default_rng
-    seed = next(seed for seed in range(50) if _blurs(seed))
-    patches = np.full((3, 8, 8, 3), 200, np.uint8)
-    patches[1] = 20
-    varied = module._vary(patches, rng(seed)).astype(int)
-    assert varied.shape == patches.shape
-    assert [np.ptp(patch.mean(axis=2)) for patch in varied] == [0, 0, 0]
-
-
-def _blurs(seed: int) -> bool:
-    """Whether colours are blurred, and no noise is added."""
-    image = np.zeros((33, 33, 3), np.uint8)
-    image[16:] = 255
-    varied = module.vary_colours(image, np.random.default_rng(seed))
-    return bool(
-        (varied[12:20, 0, 0] != varied[0, 0, 0]).sum() > 4 and np.ptp(varied[0]) < 30 and not varied[:9].std(0).any()
-    )
 
 
 def test_fixed_windows_cover_the_tissue_or_stand_for_it(sources: tuple[SlideSource, ...]) -> None:

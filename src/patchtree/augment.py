@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -12,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.detail import Detail, Edges, as_detail
+from patchtree.patcher import Patches
 
 _CV_WARP_CHANNELS = _CV_TURN_CHANNELS = 4
-_BLURS = (0.5, 1.5)
+# Standard deviations in pixels; what is less than the last changes next to nothing.
+_BLURS, _LEAST_BLUR = (0.5, 1.5), 0.3
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,34 @@ def place(window: Window, extent: tuple[int, int]) -> tuple[tuple[int, int], tup
         y, x = columns - x - width, y
         (height, width), (rows, columns) = (width, height), (columns, rows)
     return (y, x), (rows, columns)
+
+
+def to_image(window: Window) -> NDArray[np.float64]:
+    """Give the matrix ``(2, 3)`` that takes ``(x, y, 1)`` in what `take` gives to ``(x, y)`` in the image.
+
+    Both are in pixels; the corner of an image is 0, the centre of its first pixel 0.5.
+
+    >>> to_image(Window((10, 20), (4, 8), turns=2)).tolist()
+    [[-1.0, 0.0, 28.0], [0.0, -1.0, 14.0]]
+    """
+    height, width = window.shape
+    turned = np.eye(3)
+    rows, columns = (width, height) if window.turns % 2 else (height, width)
+    for _ in range(window.turns):
+        # What lies at (x, y) lay at (rows - y, x) before a quarter turn anticlockwise.
+        turned = np.array([[0.0, -1.0, rows], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]) @ turned
+        rows, columns = columns, rows
+    if window.flip:
+        turned = np.array([[-1.0, 0.0, width], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]) @ turned
+    matrix, middle = _spin(window), np.array([width, height]) / 2
+    shift = middle + window.corner[::-1] - matrix @ middle
+    return np.asarray(np.column_stack([matrix, shift]) @ turned)
+
+
+def _spin(window: Window) -> NDArray[np.float64]:
+    """Give the matrix ``(2, 2)`` from the window's pixels to the image's, both from the window's centre."""
+    turn = np.deg2rad(window.angle)
+    return np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / window.scale
 
 
 def take(image: NDArray[Any], window: Window, ids: bool = False) -> NDArray[Any]:
@@ -137,27 +168,92 @@ def vary_colours(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     Returns:
         The same shape and type.
     """
-    channels = 1 if image.ndim == 2 else image.shape[2]
-    gain = np.float32(1.2 ** rng.uniform(-1, 1) * 1.05 ** rng.uniform(-1, 1, channels))
-    lift = np.float32(rng.uniform(-0.05, 0.05) + rng.uniform(-0.02, 0.02, channels))
-    gamma = np.float32(1.3 ** rng.uniform(-1, 1) * 1.1 ** rng.uniform(-1, 1, channels))
-    saturation = 1.4 ** rng.uniform(-1, 1)
-    blur, noise = rng.random() < 0.15, rng.random() < 0.15
-    sigma, strength = float(rng.uniform(*_BLURS)), float(rng.uniform(0.005, 0.03))
+    colours = Colours.draw(1 if image.ndim == 2 else image.shape[2], rng)
+    varied = colours.apply(image)
+    if colours.blur:
+        varied = _blur(varied, colours.blur)
+    return _add_noise(varied, colours.noise * _range(image), rng) if colours.noise else varied
 
-    def curve(values: NDArray[Any]) -> NDArray[Any]:
-        bent: NDArray[Any] = np.clip(values * gain + lift, 0, 1) ** gamma
-        return bent
 
-    low, high = (0.0, 255.0) if image.dtype == np.uint8 else (float(image.min()), float(image.max()))
-    if high <= low:
-        return image
-    image = _remap(image, curve, low, high)
-    if channels == 3 and image.dtype == np.uint8:
-        image = _saturate(image, saturation)
-    if blur:
-        image = _blur(image, sigma)
-    return _add_noise(image, strength * (high - low), rng) if noise else image
+def vary_patches(patches: Patches, rng: np.random.Generator) -> Patches:
+    """Do to the patches of an image, all in the same way, what `vary_colours` would do to its far more pixels.
+
+    Blur and noise are those of the image's pixels: half as much a level. Blur stays within a patch.
+
+    >>> from patchtree.patcher import Patcher
+    >>> patches = Patcher(budget=4, detail="variance")(np.eye(32, dtype=np.uint8))
+    >>> vary_patches(patches, np.random.default_rng(0)).pixels.shape
+    (4, 16, 16)
+    """
+    pixels, level = patches.pixels, patches.tree.level
+    colours = Colours.draw(1 if pixels.ndim == 3 else pixels.shape[3], rng)
+    varied = colours.apply(pixels.reshape(-1, *pixels.shape[2:])).reshape(pixels.shape)
+    noise = colours.noise * _range(pixels)
+    for at in np.unique(level) if colours.blur or noise else ():
+        here, weaker = level == at, 0.5 ** int(at)
+        some = varied[here]
+        if colours.blur * weaker > _LEAST_BLUR:
+            some = _blur_each(some, colours.blur * weaker)
+        if noise:
+            some = _add_noise(some.reshape(-1, *some.shape[2:]), noise * weaker, rng).reshape(some.shape)
+        varied[here] = some
+    return replace(patches, pixels=varied)
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How colours are changed, drawn at random: see `vary_colours`.
+
+    Attributes:
+        gain: of each channel.
+        lift: of each channel.
+        gamma: of each channel.
+        saturation: 1 leaves it.
+        blur: standard deviation in pixels; 0 for none.
+        noise: standard deviation, as a share of the range of values; 0 for none.
+    """
+
+    gain: NDArray[np.float64]
+    lift: NDArray[np.float64]
+    gamma: NDArray[np.float64]
+    saturation: float
+    blur: float
+    noise: float
+
+    @classmethod
+    def draw(cls, channels: int, rng: np.random.Generator) -> Colours:
+        """Draw what is done to an image.
+
+        >>> Colours.draw(3, np.random.default_rng(0)).gain.shape
+        (3,)
+        """
+        gain = 1.2 ** rng.uniform(-1, 1) * 1.05 ** rng.uniform(-1, 1, channels)
+        lift = rng.uniform(-0.05, 0.05) + rng.uniform(-0.02, 0.02, channels)
+        gamma = 1.3 ** rng.uniform(-1, 1) * 1.1 ** rng.uniform(-1, 1, channels)
+        saturation = 1.4 ** rng.uniform(-1, 1)
+        blurred, noisy = rng.random() < 0.15, rng.random() < 0.15
+        blur, noise = float(rng.uniform(*_BLURS)), float(rng.uniform(0.005, 0.03))
+        return cls(gain, lift, gamma, saturation, blur * blurred, noise * noisy)
+
+    def apply(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Change each pixel by itself, ``(h, w)`` or ``(h, w, C)``; neither blur nor noise.
+
+        >>> image = np.full((2, 2), 7, np.uint8)
+        >>> bool((Colours.draw(1, np.random.default_rng(0)).apply(image) == image).all())
+        False
+        """
+        low, high = _limits(image)
+        if high <= low:
+            return image
+
+        def curve(values: NDArray[Any]) -> NDArray[Any]:
+            gain, lift, gamma = (of.astype(np.float32) for of in (self.gain, self.lift, self.gamma))
+            bent: NDArray[Any] = np.clip(values * gain + lift, 0, 1) ** gamma
+            return bent
+
+        image = _remap(image, curve, low, high)
+        three = image.ndim == 3 and image.shape[2] == 3
+        return _saturate(image, self.saturation) if three and image.dtype == np.uint8 else image
 
 
 def vary_detail(
@@ -179,14 +275,16 @@ def _warp(image: NDArray[Any], window: Window, ids: bool) -> NDArray[Any]:
     import cv2
 
     height, width = window.shape
-    # From the window's pixels to the image's, both measured from the window's centre; pixel i has its centre at i.
-    turn = np.deg2rad(window.angle)
-    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / window.scale
+    matrix = _spin(window)
+    # Here, pixel i has its centre at i.
     middle = np.array([(width - 1) / 2, (height - 1) / 2])
     centre = middle + window.corner[::-1]
     reach = np.abs(matrix) @ middle + 2
-    low = np.maximum(np.floor(centre - reach), 0).astype(int)
-    high = np.minimum(np.ceil(centre + reach) + 1, image.shape[1::-1]).astype(int)
+    low, high = np.floor(centre - reach).astype(int), np.ceil(centre + reach).astype(int) + 1
+    # What lies inside needs no mirror, which takes half as long again.
+    inside = (low >= 0).all() and (high <= image.shape[1::-1]).all()
+    border = cv2.BORDER_CONSTANT if inside else cv2.BORDER_REFLECT_101
+    low, high = np.maximum(low, 0), np.minimum(high, image.shape[1::-1])
     part = np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]])
     shift = centre - low - matrix @ middle
     flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_NEAREST if ids else cv2.INTER_LINEAR)
@@ -194,9 +292,7 @@ def _warp(image: NDArray[Any], window: Window, ids: bool) -> NDArray[Any]:
     out = np.empty((height, width, planes.shape[2]), part.dtype)
     for first in range(0, planes.shape[2], _CV_WARP_CHANNELS):
         few = np.ascontiguousarray(planes[..., first : first + _CV_WARP_CHANNELS])
-        warped = cv2.warpAffine(
-            few, np.column_stack([matrix, shift]), (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101
-        )
+        warped = cv2.warpAffine(few, np.column_stack([matrix, shift]), (width, height), flags=flags, borderMode=border)
         out[..., first : first + _CV_WARP_CHANNELS] = warped.reshape(height, width, -1)
     return out.reshape(height, width, *image.shape[2:])
 
@@ -223,10 +319,28 @@ def _saturate(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     return cv2.transform(image, matrix)  # type: ignore[return-value]
 
 
+def _limits(image: NDArray[Any]) -> tuple[float, float]:
+    """Give what is 0 and 1 to `Colours`."""
+    return (0.0, 255.0) if image.dtype == np.uint8 else (float(image.min()), float(image.max()))
+
+
+def _range(image: NDArray[Any]) -> float:
+    low, high = _limits(image)
+    return high - low
+
+
 def _blur(image: NDArray[Any], sigma: float) -> NDArray[Any]:
     import cv2
 
     return cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
+
+
+def _blur_each(patches: NDArray[Any], sigma: float) -> NDArray[Any]:
+    """Blur patches ``(N, p, p[, C])`` that lie apart: each is surrounded by its own border."""
+    margin = math.ceil(4 * sigma)
+    wide = np.pad(patches, [(0, 0), (margin, margin), (margin, margin), (0, 0)][: patches.ndim], mode="edge")
+    blurred = _blur(wide.reshape(-1, *wide.shape[2:]), sigma).reshape(wide.shape)
+    return np.ascontiguousarray(blurred[:, margin:-margin, margin:-margin])
 
 
 def _add_noise(image: NDArray[Any], sigma: float, rng: np.random.Generator) -> NDArray[Any]:

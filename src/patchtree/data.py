@@ -19,18 +19,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from patchtree.augment import Window, place, take, vary_colours, vary_detail, vary_window
+from patchtree.augment import Window, place, take, vary_detail, vary_patches, vary_window
 from patchtree.budget import LEAST, choose_density, with_budget
 from patchtree.cache import Cached, cache_data, statistics
 from patchtree.datasets import DataSet, Pair
 from patchtree.draws import draw_corner, draw_odds, draw_source
 from patchtree.errors import InputError
+from patchtree.mips import align, cut_window, open_mips, suits
 from patchtree.models.ghosts import ghost_batch
 from patchtree.patcher import Patcher, Patches, spare_budget_allowed
 from patchtree.patches import count_labels
 from patchtree.tokens import Tokens, collate, pad
 
 _LOOKED_AT = 4
+# Those of what has no mask.
+_NO_COUNTS = np.zeros((1, 0), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,19 +178,27 @@ class Windows(Dataset[Sample]):
         source, part = self.draw(rng, fraction)
         if self.augment:
             part = vary_window(part, rng)
-        image = take(source.image(), part)
-        mask = take(source.mask(), part, ids=True) if self.classes else None
-        patcher = with_budget(self.patcher, image.shape[:2], self.density * fraction)
+        patcher = with_budget(self.patcher, part.shape, self.density * fraction)
         if self.augment:
-            image = vary_colours(image, rng)
             patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
-        origin, extent = place(part, source.shape)
-        sample = _sample(patcher, image, mask, source.name, self.classes, self.ignore, origin, extent)
+        sample = self._cut(source, part, patcher)
+        if self.augment:
+            sample = replace(sample, patches=vary_patches(sample.patches, rng))
         if not self.classes:
             return sample
         shown, known = sample.counts.sum((0, 1, 2), dtype=np.float64), np.array(source.pixels, np.float64)
         window, whole = (pixels / max(1.0, pixels.sum()) for pixels in (shown, known))
         return replace(sample, odds=draw_odds(self._pixels, window, whole, self.foreground))
+
+    def _cut(self, source: Cached, part: Window, patcher: Patcher) -> Sample:
+        if suits(patcher, part, source.channels):
+            part = align(part)
+            pixels, tree, counts = cut_window(open_mips(source), part, patcher, self.classes, self.ignore)
+            patches = Patches(pixels if source.image().ndim == 3 else pixels[..., 0], tree, *place(part, source.shape))
+            return Sample(patches, counts if self.classes else _NO_COUNTS, source.name)
+        mask = take(source.mask(), part, ids=True) if self.classes else None
+        image, at = take(source.image(), part), place(part, source.shape)
+        return _sample(patcher, image, mask, source.name, self.classes, self.ignore, *at)
 
     @cached_property
     def _pixels(self) -> NDArray[np.int64]:
@@ -256,7 +267,7 @@ def _sample(
 ) -> Sample:
     with spare_budget_allowed():  # `warn_unmet` says it once for all samples
         patches = patcher(image, origin, extent)
-    counts = np.zeros((1, 0), np.float32) if mask is None else count_labels(mask, patches.tree, classes, ignore)
+    counts = _NO_COUNTS if mask is None else count_labels(mask, patches.tree, classes, ignore)
     return Sample(patches, counts, name)
 
 

@@ -7,8 +7,9 @@ level ``i + 1``. It is *monotone*: no cell has less detail than one of its child
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -151,7 +152,12 @@ class Residual:
 
 
 def measure_residual(
-    pictures: Iterable[Level], patch_size: int, shape: tuple[int, ...], variance: float, halved: int = 0
+    pictures: Iterable[Level],
+    patch_size: int,
+    shape: tuple[int, ...],
+    variance: float,
+    halved: int = 0,
+    known: Sequence[NDArray[np.float64]] = (),
 ) -> DetailPyramid:
     """Measure `Residual` from the levels of a pyramid, of which the first may be halved already.
 
@@ -164,27 +170,55 @@ def measure_residual(
         patch_size: pixels on a side of a patch.
         shape: the image's shape.
         variance: that of its noise, summed over channels.
-        halved: how many times the first picture was halved; what finer levels hold is not counted.
+        halved: how many times the first picture was halved.
+        known: for the cells of levels 1 to ``halved``, the squared error of showing their level by the next, noise
+            included; without them, what these levels hold is not counted.
 
     Returns:
-        The details of the cells of level ``halved + 1`` and up.
+        The details of the cells of level 1 and up if those are known, else of level ``halved + 1`` and up.
     """
     details: DetailPyramid = []
     coefficients = (2 ** len(shape) - 1) * patch_size ** len(shape)
+
+    def add(gain: NDArray[np.float64], level: int, channels: int) -> None:
+        side = patch_size << level
+        count = coefficients * _pixels(shape, side) / side ** len(shape)
+        gain = np.maximum(gain - variance * (count + 3 * np.sqrt(2 * count / channels)), 0)
+        details.append(gain + _fold(details[-1]) if details else gain)
+
     finer: NDArray[np.float64] | None = None
     for level, picture in enumerate(pictures, start=halved):
+        channels = picture.values.shape[-1]
         shown = _energy(picture.values, patch_size, shape, level) * picture.scale**2
-        if finer is not None:
+        if finer is None:
+            for below, gain in enumerate(known, start=1):
+                add(gain, below, channels)
+        else:
             whole = _fold(finer)
             gain = whole - shown
             gain[gain < _ROUNDING * whole] = 0
-            side = patch_size << level
-            count = coefficients * _pixels(shape, side) / side ** len(shape)
-            channels = picture.values.shape[-1]
-            gain = np.maximum(gain - variance * (count + 3 * np.sqrt(2 * count / channels)), 0)
-            details.append(gain + _fold(details[-1]) if details else gain)
+            add(gain, level, channels)
         finer = shown
     return details
+
+
+def hidden_energy(pictures: Sequence[Level], shape: tuple[int, ...]) -> list[NDArray[np.float64]]:
+    """Give the squared error of showing each level of an image by the next, in every pixel of the last.
+
+    >>> image = np.kron(np.eye(2), np.array([[0.0, 4.0], [0.0, 4.0]]))[..., None]
+    >>> [energy.tolist() for energy in hidden_energy(list(pyramid(image, 2)), (4, 4))]
+    [[[32.0]], [[16.0]]]
+
+    Args:
+        pictures: an image's levels, none left out.
+        shape: the image's shape.
+    """
+    last = len(pictures) - 1
+    shown = [
+        _energy(picture.values, 1 << last - level, shape, level) * picture.scale**2
+        for level, picture in enumerate(pictures)
+    ]
+    return [np.maximum(finer - coarser, 0) for finer, coarser in pairwise(shown)]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from patchtree.augment import Window as Turn
-from patchtree.augment import place, vary_colours, vary_detail
+from patchtree.augment import place, vary_detail, vary_patches
 from patchtree.budget import choose_density
 from patchtree.cache import statistics
 from patchtree.data import DataModule, Sample
@@ -42,8 +42,6 @@ _VALIDATED, _OF_EACH = 128, (4, 32)
 _OPEN, _TILES, _VIEWS = 8, 32 << 20, 512
 # What is read of the first few slides to choose the density.
 _LOOKED_AT, _LOOKED_AT_SIDE = 4, 2048
-# Pixels around a patch for what blurs it.
-_MARGIN = 5
 
 
 def choose_side(density: float, tokens: int) -> int:
@@ -238,7 +236,7 @@ class SlideWindows(Dataset[Sample]):
             flip, turns = bool(rng.integers(2)), int(rng.integers(4))
             patcher = replace(self.patcher, detail=vary_detail(self.patcher.detail, rng))
             sample = read_window(source, box, patcher, self.density, self.handles, flip, turns)
-            sample = replace(sample, patches=replace(sample.patches, pixels=_vary(sample.patches.pixels, rng)))
+            sample = replace(sample, patches=vary_patches(sample.patches, rng))
         # Places are drawn on tissue, so shares are of that.
         shown = sample.counts.sum((0, 1, 2), dtype=np.float64) / max(1.0, source.tissue_in(box))
         return replace(sample, odds=draw_odds(self._pixels, shown, source.pixels / source.area, self.foreground))
@@ -380,12 +378,3 @@ class _Here(Executor):
         except Exception as error:
             done.set_exception(error)
         return done
-
-
-def _vary(patches: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """Change the colours of patches ``(N, p, p, C)``, all in the same way, as those of one image."""
-    side, channels = patches.shape[-2:]
-    # Blur must not mix patches that lie apart.
-    wide = np.pad(patches, ((0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN), (0, 0)), mode="edge")
-    varied = vary_colours(wide.reshape(-1, side + 2 * _MARGIN, channels), rng).reshape(wide.shape)
-    return np.ascontiguousarray(varied[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN])
