@@ -162,6 +162,7 @@ def compare(args: Any) -> dict[int, dict[str, list[Result]]]:
             for seed in range(args.seeds if steps else 1):
                 common.progress(f"{way}, {side} x {side}, seed {seed}")
                 result = fresh(__file__, {**case, "seed": seed}, args.threads, args.timeout)
+                common.progress(f"    {result}")
                 found.setdefault(side, {}).setdefault(way, []).append(result)
     return found
 

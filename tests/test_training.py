@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from patchtree.data import Sample, collate_samples
+from patchtree.data import Sample, Windows, collate_samples
 from patchtree.datasets import find_data
 from patchtree.errors import InputError
 from patchtree.inference import evaluate, load
@@ -397,6 +397,18 @@ def test_a_loss_that_is_not_finite_ends_the_training(
     with pytest.raises(InputError, match="no longer a finite number"):
         train(data, tmp_path / "run", max_epochs=1, **SMALL)
     assert not (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_a_fault_in_a_process_that_makes_samples_is_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Windows, index: int) -> Sample:
+        raise InputError("mips.bin: cannot be written, the disk is full; free some space")
+
+    monkeypatch.setattr(Windows, "__getitem__", full)
+    with pytest.raises(InputError) as raised:
+        train(data, tmp_path / "run", max_epochs=1, **{**SMALL, "workers": 1})
+    assert str(raised.value) == "mips.bin: cannot be written, the disk is full; free some space"
 
 
 def test_only_matrices_decay() -> None:

@@ -194,7 +194,7 @@ class Windows(Dataset[Sample]):
         if suits(patcher, part, source.channels):
             part = align(part)
             pixels, tree, counts = cut_window(open_mips(source), part, patcher, self.classes, self.ignore)
-            patches = Patches(pixels if source.image().ndim == 3 else pixels[..., 0], tree, *place(part, source.shape))
+            patches = Patches(pixels, tree, *place(part, source.shape))
             return Sample(patches, counts if self.classes else _NO_COUNTS, source.name)
         mask = take(source.mask(), part, ids=True) if self.classes else None
         image, at = take(source.image(), part), place(part, source.shape)

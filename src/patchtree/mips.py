@@ -41,7 +41,8 @@ _WHOLE, _WHOLE_ABOVE = 240, 3 << 14
 # What OpenCV samples at once, in channels and in pixels on a side.
 _CV_CHANNELS, _CV_SIDE = 4, 1 << 14
 _ALIGNED = 64
-_OPEN = 256
+# Images that a process has open, with three files each.
+_OPEN = 128
 
 
 @dataclass(frozen=True, eq=False)

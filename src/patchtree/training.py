@@ -299,7 +299,7 @@ def train(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        with course.interruptible():
+        with course.interruptible(), _one_line():
             trainer.fit(module, parts, ckpt_path=out / CHECKPOINT if course.first_step else None, weights_only=True)
     if course.interrupted:
         say(f"stopped after {trainer.global_step} steps, all is saved; go on with --resume")
@@ -326,6 +326,15 @@ def _find(data: str | os.PathLike[str], task: str | None, labels: Mapping[str, i
     if task == "pretrain":
         return find_unlabelled(data)
     return find_labelled(data, labels) if task == "classify" else find_data(data)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Leave out what torch puts around what a process that makes samples finds at fault."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).rpartition(f"{InputError.__module__}.InputError: ")[2].strip()) from error
 
 
 @contextmanager
