@@ -82,7 +82,8 @@ def cache_data(
 
     A pair's files are found again while the image's and the mask's paths, sizes and times of change stay the same. They
     appear whole or not at all, so several processes may fill the same folder. Nothing is ever removed: the folder is
-    the caller's. It takes the size of the decoded images and masks.
+    the caller's. It takes the size of the decoded images and masks, and about as much again where `patchtree.mips` adds
+    their levels.
 
     Args:
         dataset: what to decode.
