@@ -72,8 +72,8 @@ def measure(case: Case) -> Result:
         stepping.append(common.clock(partial(step, batch)))
     result: Result = {
         "tokens": batch.tokens.valid.shape[1],
-        "prepare": statistics.median(preparing[1:]),
-        "step": statistics.median(stepping[1:]),
+        "prepare": statistics.median(preparing[1:] or preparing),
+        "step": statistics.median(stepping[1:] or stepping),
         "device": train_step.name_device(device),
     }
     if case["steps"]:
@@ -122,19 +122,22 @@ def row(side: int, found: dict[str, list[Result]]) -> tuple[object, ...]:
     return (
         f"{side:,} x {side:,}",
         *(f"{results[0]['tokens']:,}" if "tokens" in results[0] else "" for results in ways),
-        *(" ".join(f"{one['dice']:.3f}" for one in results if "dice" in one) or "not trained" for results in ways),
+        *(
+            " ".join(f"{one['dice']:.3f}" if "dice" in one else one.get("failed", "not trained") for one in results)
+            for results in ways
+        ),
         *(f"{seconds(results, 'step'):.3g}" if "step" in results[0] else results[0]["failed"] for results in ways),
         *(ratio(gain(found, *parts)) if both_ran(found) else "" for parts in PARTS),
     )
 
 
 def both_ran(found: dict[str, list[Result]]) -> bool:
-    return all("failed" not in one for way in WAYS for one in found[way])
+    return all("step" in found[way][0] for way in WAYS)
 
 
 def seconds(results: list[Result], *parts: str) -> float:
-    """Give the seconds that parts of a step take together, the median over seeds."""
-    return statistics.median(sum(one[part] for part in parts) for one in results)
+    """Give the seconds that parts of a step take together, the median over seeds that ran."""
+    return statistics.median(sum(one[part] for part in parts) for one in results if "step" in one)
 
 
 def gain(found: dict[str, list[Result]], *parts: str) -> float:

@@ -20,7 +20,7 @@ from patchtree.data import Windows
 from patchtree.datasets import find_data
 from patchtree.detail import Residual
 from patchtree.io.images import write_image, write_mask
-from patchtree.mips import Mips, align, cut_window, make_mips, open_mips
+from patchtree.mips import Mips, align, cut_window, make_mips, open_mips, suits, work
 
 SHAPE = (300, 420)
 
@@ -118,7 +118,7 @@ def source(tmp_path: Path) -> Cached:
 def test_levels_lie_beside_what_is_decoded(source: Cached) -> None:
     made = make_mips(source.image(), source.mask(), (0, 1, 2, 255))
     found = open_mips(source)
-    assert (source.folder / "mips.bin").exists()
+    assert (source.folder / "mips-1.bin").exists()
     assert open_mips(source) is found
     assert (found.ids, found.variance) == (made.ids, made.variance)
     for one, other in zip(arrays(found), arrays(made), strict=True):
@@ -171,6 +171,8 @@ def test_wide_images_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     image, mask = blobs(2, (*SHAPE, 3)), ids(2)
     mips = make_mips(image, mask, (0, 1, 2, 255))
     windows = [Window((40, 60), (200, 240), angle, 1.0, True, 1) for angle in (0.0, 8.0)]
+    # Beyond the border, where the image is mirrored.
+    windows += [Window(corner, (128, 128), 15.0, 0.8) for corner in ((0, 0), (172, 292), (0, 292))]
     patcher = Patcher(8, 150, detail="residual")
     whole = [cut_window(mips, window, patcher, 3, 255) for window in windows]
     monkeypatch.setattr("patchtree.mips._CV_SIDE", 100)
@@ -179,3 +181,37 @@ def test_wide_images_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         assert parts[1] == tree
         assert np.abs(parts[0].astype(int) - pixels).max() <= 1
         np.testing.assert_allclose(parts[2], counts, atol=1)
+
+
+def test_what_levels_do_not_hold_goes_the_slow_way() -> None:
+    window, patcher = Window((0, 0), (1024, 1024)), Patcher(16, 500, detail="residual")
+    assert suits(patcher, window, 3)
+    others = (
+        {"patch_size": 15},
+        {"patch_size": 2},
+        {"max_level": 3},
+        {"detail": "edges"},
+        {"budget": None, "threshold": 9.0},
+    )
+    assert not any(suits(replace(patcher, **other), window, 3) for other in others)  # type: ignore[arg-type]
+    assert not suits(replace(patcher, budget=3), replace(window, shape=(1024, 100)), 3)
+    assert not suits(replace(patcher, patch_size=256, budget=2), window, 3)
+    assert not suits(patcher, window, 5)
+
+
+def test_levels_that_cannot_be_written_stay_in_memory(source: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("patchtree.mips._write", full)
+    kept = open_mips(replace(source, name="other"))
+    assert len(kept.image) > 5
+    assert not list(source.folder.glob("*mips*"))
+
+
+def test_levels_of_many_images_are_not_made(source: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = Windows((source,), 3, Patcher(8, detail="residual"), 255, window=200, density=1 / 500)
+    assert work([source, source]) == 2 * 300 * 420 * (3 + 3)
+    monkeypatch.setattr("patchtree.data._MOST_WORK", 1000)
+    assert len(windows[0].patches) > 50
+    assert not list(source.folder.glob("mips*"))

@@ -176,9 +176,10 @@ def vary_colours(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 
 
 def vary_patches(patches: Patches, rng: np.random.Generator) -> Patches:
-    """Do to the patches of an image, all in the same way, what `vary_colours` would do to its far more pixels.
+    """Do to the patches of an image, all in the same way, what `vary_colours` does to its far more pixels.
 
-    Blur and noise are those of the image's pixels: half as much a level. Blur stays within a patch.
+    Blur and noise are those of the image's pixels: half as much a level. Blur stays within a patch. What is not 8-bit
+    has the scale of the patches' own minimum to maximum.
 
     >>> from patchtree.patcher import Patcher
     >>> patches = Patcher(budget=4, detail="variance")(np.eye(32, dtype=np.uint8))
@@ -244,7 +245,7 @@ class Colours:
         """
         low, high = _limits(image)
         if high <= low:
-            return image
+            return image.copy()
 
         def curve(values: NDArray[Any]) -> NDArray[Any]:
             gain, lift, gamma = (of.astype(np.float32) for of in (self.gain, self.lift, self.gamma))

@@ -19,20 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from patchtree.augment import Window, place, take, vary_detail, vary_patches, vary_window
+from patchtree.augment import Window, place, take, vary_colours, vary_detail, vary_patches, vary_window
 from patchtree.budget import LEAST, choose_density, with_budget
 from patchtree.cache import Cached, cache_data, statistics
 from patchtree.datasets import DataSet, Pair
 from patchtree.draws import draw_corner, draw_odds, draw_source
 from patchtree.errors import InputError
-from patchtree.mips import align, cut_window, open_mips, suits
+from patchtree.mips import align, cut_window, open_mips, suits, work
 from patchtree.models.ghosts import ghost_batch
 from patchtree.patcher import Patcher, Patches, spare_budget_allowed
 from patchtree.patches import count_labels
 from patchtree.tokens import Tokens, collate, pad
 
 _LOOKED_AT = 4
-# Those of what has no mask.
+# Levels of more images, some 40 of 12 million pixels and 6 classes, take longer to make than short trainings gain.
+_MOST_WORK = 1 << 32
+# The counts of a sample without a mask.
 _NO_COUNTS = np.zeros((1, 0), np.float32)
 
 
@@ -181,24 +183,29 @@ class Windows(Dataset[Sample]):
         patcher = with_budget(self.patcher, part.shape, self.density * fraction)
         if self.augment:
             patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
-        sample = self._cut(source, part, patcher)
-        if self.augment:
-            sample = replace(sample, patches=vary_patches(sample.patches, rng))
+        if self._levels_pay and suits(patcher, part, source.channels):
+            sample = self._cut_levels(source, align(part), patcher, rng)
+        else:
+            image = take(source.image(), part)
+            mask = take(source.mask(), part, ids=True) if self.classes else None
+            image = vary_colours(image, rng) if self.augment else image
+            at = place(part, source.shape)
+            sample = _sample(patcher, image, mask, source.name, self.classes, self.ignore, *at)
         if not self.classes:
             return sample
         shown, known = sample.counts.sum((0, 1, 2), dtype=np.float64), np.array(source.pixels, np.float64)
         window, whole = (pixels / max(1.0, pixels.sum()) for pixels in (shown, known))
         return replace(sample, odds=draw_odds(self._pixels, window, whole, self.foreground))
 
-    def _cut(self, source: Cached, part: Window, patcher: Patcher) -> Sample:
-        if suits(patcher, part, source.channels):
-            part = align(part)
-            pixels, tree, counts = cut_window(open_mips(source), part, patcher, self.classes, self.ignore)
-            patches = Patches(pixels, tree, *place(part, source.shape))
-            return Sample(patches, counts if self.classes else _NO_COUNTS, source.name)
-        mask = take(source.mask(), part, ids=True) if self.classes else None
-        image, at = take(source.image(), part), place(part, source.shape)
-        return _sample(patcher, image, mask, source.name, self.classes, self.ignore, *at)
+    def _cut_levels(self, source: Cached, part: Window, patcher: Patcher, rng: np.random.Generator) -> Sample:
+        pixels, tree, counts = cut_window(open_mips(source), part, patcher, self.classes, self.ignore)
+        patches = Patches(pixels, tree, *place(part, source.shape))
+        patches = vary_patches(patches, rng) if self.augment else patches
+        return Sample(patches, counts if self.classes else _NO_COUNTS, source.name)
+
+    @cached_property
+    def _levels_pay(self) -> bool:
+        return work(self.images) <= _MOST_WORK
 
     @cached_property
     def _pixels(self) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch.utils.data import Dataset
 
-from patchtree.augment import Window, take, vary_detail, vary_patches, vary_window
+from patchtree.augment import Window, take, vary_colours, vary_detail, vary_window
 from patchtree.budget import LEAST, with_budget
 from patchtree.cache import Cached
 from patchtree.data import DataModule, Sample
@@ -53,11 +53,11 @@ class Images(Dataset[Sample]):
         image, patcher = source.image(), self.patcher
         if self.seed is not None:
             rng = np.random.default_rng((self.seed, epoch, at))
-            image = take(image, vary_window(Window((0, 0), source.shape), rng))
+            image = vary_colours(take(image, vary_window(Window((0, 0), source.shape), rng)), rng)
             patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
         patcher = with_budget(patcher, source.shape, self.density, LEAST, self.most)
         with spare_budget_allowed():
-            patches = patcher(image) if self.seed is None else vary_patches(patcher(image), rng)
+            patches = patcher(image)
         counts = np.zeros((1, self.classes), np.float32)
         counts[0, self.labels[at]] = self.seed is not None or epoch == 0
         return Sample(patches, counts, source.name)

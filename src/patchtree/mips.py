@@ -9,7 +9,7 @@ Source: L. Williams, Pyramidal parametrics, SIGGRAPH 1983.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, log2, prod
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from patchtree.augment import Window, take, to_image
 from patchtree.cache import Cached
 from patchtree.detail import Residual, as_detail, estimate_noise, hidden_energy, measure_residual
+from patchtree.errors import InputError
 from patchtree.files import replacing
 from patchtree.patcher import Patcher
 from patchtree.patches import sum_blocks
@@ -38,11 +39,12 @@ _SMALLEST = 4
 # What a pixel has that is all of one class: in 8 bits at the first two levels, in 16 above. Then shares of fewer than
 # 8 levels are whole numbers.
 _WHOLE, _WHOLE_ABOVE = 240, 3 << 14
-# What OpenCV samples at once, in channels and in pixels on a side.
+# What OpenCV samples at once: channels, and rows or columns of pixels or of places.
 _CV_CHANNELS, _CV_SIDE = 4, 1 << 14
 _ALIGNED = 64
 # Images that a process has open, with three files each.
-_OPEN = 128
+_OPEN = 48
+_FILE = "mips-1.bin"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +82,21 @@ def suits(patcher: Patcher, window: Window, channels: int) -> bool:
         window: the plan.
         channels: of the image.
     """
-    p, detail = patcher.patch_size, as_detail(patcher.detail)
+    p = patcher.patch_size
     few = patcher.budget is not None and patcher.budget * p**2 <= _FEW * prod(window.shape)
-    large = p >= _SMALLEST and min(window.shape) >= p << _PLANNED + 1
-    return few and large and isinstance(detail, Residual) and channels <= _CV_CHANNELS
+    large = min(window.shape) >= p << _PLANNED + 1
+    # Cells are whole pixels of the planned level, and no larger than the smallest level that is made.
+    fits = p % 2 == 0 and p >= _SMALLEST and p * p < _CV_SIDE and patcher.max_level is None
+    return few and large and fits and type(as_detail(patcher.detail)) is Residual and channels <= _CV_CHANNELS
+
+
+def work(images: Iterable[Cached]) -> int:
+    """Say how much work it is to make the levels of images: their pixels, times the planes that are halved.
+
+    >>> work([])
+    0
+    """
+    return sum(prod(image.shape) * (image.channels + sum(map(bool, image.pixels))) for image in images)
 
 
 def align(window: Window) -> Window:
@@ -100,15 +113,19 @@ def align(window: Window) -> Window:
 @lru_cache(_OPEN)
 def open_mips(source: Cached) -> Mips:
     """Open the levels of an image that `patchtree.cache` holds; they are made beside it when first asked for."""
-    path = source.folder / "mips.bin"
-    if not path.exists():
-        mask = source.mask() if source.pixels else None
-        labels = [label for label, pixels in enumerate(source.pixels) if pixels]
-        if mask is not None and sum(source.pixels) < mask.size:  # the ignored id is none of the classes
-            labels = np.unique(mask).tolist()
-        mips = make_mips(source.image(), mask, labels)
+    path = source.folder / _FILE
+    if path.exists():
+        return _read(path, source)
+    labels = [label for label, pixels in enumerate(source.pixels) if pixels]
+    mask = source.mask() if source.pixels else None
+    if mask is not None and sum(source.pixels) < mask.size:  # the ignored id is none of the classes
+        labels = np.unique(mask).tolist()
+    mips = make_mips(source.image(), mask, labels)
+    try:
         with replacing(path) as temporary:
             _write(mips, temporary)
+    except (InputError, OSError):  # a cache that is full or may only be read: they stay in memory
+        return mips
     return _read(path, source)
 
 
@@ -132,8 +149,8 @@ def make_mips(image: NDArray[Any], mask: NDArray[Any] | None, labels: Sequence[i
     shares: tuple[NDArray[Any], ...] = ()
     if mask is not None:
         ids = tuple(label for label in labels if label)
-        levels = zip(*(_shares(mask == label, top) for label in ids), strict=True)
-        shares = tuple(np.stack(level) for level in levels)
+        of_each = [list(_shares(mask == label, top)) for label in ids]
+        shares = tuple(np.stack(level) for level in zip(*of_each, strict=True))
     planned = pictures[_PLANNED]
     return Mips(
         image=(image, *(picture.cast(picture.values, image.dtype) for picture in pictures[1:])),
@@ -166,8 +183,8 @@ def cut_window(
     """Plan the tree of a window, cut its patches and count their labels.
 
     A window that is not rotated or scaled, and whose place and size are multiples of four, gives what `take`, `Patcher`
-    and `count_labels` give, but for the rounding of grey levels, and for leaves of more than four pixels a patch pixel,
-    which are interpolated. Counts are then whole numbers.
+    and `count_labels` give, but for the rounding of grey levels, and for leaves above level 2, which are interpolated.
+    The noise that is taken off the detail is that of the whole image, not of the window.
 
     >>> mips = make_mips(np.zeros((256, 256, 3), np.uint8), np.ones((256, 256), np.uint8), labels=[1])
     >>> pixels, tree, counts = cut_window(mips, Window((0, 0), (128, 256), turns=1), Patcher(detail="residual"), 2)
@@ -229,7 +246,7 @@ def _plan(mips: Mips, window: Window, patcher: Patcher) -> Tree:
     detail = as_detail(patcher.detail)
     assert isinstance(detail, Residual)
     variance = mips.variance if detail.noise is None else planned.shape[2] * detail.noise**2
-    levels = root_level(shape, p, patcher.max_level)
+    levels = root_level(shape, p, None)
     known = [_sum_cells(hidden[..., at], (p << at + 1) // step) for at in range(min(levels, _PLANNED))]
     pictures = pyramid(planned, max(0, levels - _PLANNED), shape=shape, halved=_PLANNED)
     details = measure_residual(pictures, p, shape, variance, _PLANNED, known)
@@ -264,12 +281,14 @@ def _sample(picture: NDArray[Any], where: NDArray[np.float32], nearest: bool = F
 
     _, count, p, _ = where.shape
     x, y = where.reshape(2, count, p * p)
-    left = top = 0
     if max(picture.shape[:2]) >= _CV_SIDE:
-        (left, top), (right, bottom) = (np.floor([x.min(), y.min()]) - 2), (np.ceil([x.max(), y.max()]) + 3)
-        left, top = max(0, int(left)), max(0, int(top))
-        picture = picture[top : int(bottom), left : int(right)]
-        x, y = x - np.float32(left), y - np.float32(top)
+        # Mirrored first, so that what is cut out holds all.
+        y, x = (
+            end - np.abs(end - np.abs(of)) for of, end in zip((y, x), np.subtract(picture.shape[:2], 1), strict=True)
+        )
+        top, left = int(y.min()), int(x.min())
+        picture = picture[top : int(y.max()) + 2, left : int(x.max()) + 2]
+        y, x = ((of - start).astype(np.float32) for of, start in ((y, top), (x, left)))
     how = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
     parts = [
         cv2.remap(picture, x[at : at + _CV_SIDE], y[at : at + _CV_SIDE], how, borderMode=cv2.BORDER_REFLECT_101)
