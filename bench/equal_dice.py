@@ -27,6 +27,8 @@ from bench.quality import split_test
 from bench.segmentation import pictures, scores
 from numpy.typing import NDArray
 
+from patchtree.slides.turned import turn
+
 if TYPE_CHECKING:  # torch is left to the processes that measure
     from patchtree.models.segmenter import Segmenter
 
@@ -66,7 +68,7 @@ def measure(case: Case) -> Result:
             group["lr"] = RATE * rate(done / steps)
         begin = time.perf_counter()
         batch = train_step.prepare(
-            case, [turn(seen[at], rng) for at in rng.integers(len(seen), size=case["batch"])], model
+            case, [turn_both(seen[at], rng) for at in rng.integers(len(seen), size=case["batch"])], model
         )
         preparing.append(time.perf_counter() - begin)
         stepping.append(common.clock(partial(step, batch)))
@@ -82,10 +84,10 @@ def measure(case: Case) -> Result:
     return result
 
 
-def turn(pair: Pair, rng: np.random.Generator) -> Pair:
+def turn_both(pair: Pair, rng: np.random.Generator) -> Pair:
     """Turn and mirror an image and its mask at random."""
-    turns, mirrored = rng.integers(4), rng.integers(2)
-    image, mask = (np.ascontiguousarray(np.rot90(part[:, ::-1] if mirrored else part, turns)) for part in pair)
+    turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+    image, mask = (turn(part, mirrored, turns) for part in pair)
     return image, mask
 
 

@@ -189,7 +189,7 @@ def vary_patches(patches: Patches, rng: np.random.Generator) -> Patches:
     pixels, level = patches.pixels, patches.tree.level
     colours = Colours.draw(1 if pixels.ndim == 3 else pixels.shape[3], rng)
     varied = colours.apply(pixels.reshape(-1, *pixels.shape[2:])).reshape(pixels.shape)
-    noise = colours.noise * _range(pixels)
+    noise = colours.noise * _range(pixels) if colours.noise else 0.0
     for at in np.unique(level) if colours.blur or noise else ():
         here, weaker = level == at, 0.5 ** int(at)
         some = varied[here]

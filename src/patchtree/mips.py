@@ -36,9 +36,9 @@ _FEW = 0.5
 _PLANNED = 2
 # Levels are made down to so many pixels on a side: no patches are smaller.
 _SMALLEST = 4
-# What a pixel has that is all of one class: in 8 bits at the first two levels, in 16 above. Then shares of fewer than
-# 8 levels are whole numbers.
-_WHOLE, _WHOLE_ABOVE = 240, 3 << 14
+# What a pixel has that is all of one class: in 8 bits as `sum_blocks` gives it, in 16 such that shares of fewer than 8
+# levels are whole numbers.
+_WHOLE = {np.dtype(np.uint8): 240, np.dtype(np.uint16): 3 << 14}
 # What OpenCV samples at once: channels, and rows or columns of pixels or of places.
 _CV_CHANNELS, _CV_SIDE = 4, 1 << 14
 _ALIGNED = 64
@@ -165,11 +165,11 @@ def make_mips(image: NDArray[Any], mask: NDArray[Any] | None, labels: Sequence[i
 
 def _shares(member: NDArray[np.bool_], top: int) -> Iterator[NDArray[Any]]:
     """Give the share of true pixels in each pixel of levels 1 to `top`, of those inside the image."""
-    for level, (sums, _) in enumerate(sum_blocks(member, top)):
+    for level, (sums, unit) in enumerate(sum_blocks(member, top)):
         if not level:
             continue
-        # The first sums are such shares as they are.
-        share = sums.astype(np.uint8) if level <= _PLANNED else (sums * (_WHOLE_ABOVE / 4.0**level)).astype(np.uint16)
+        scale = _WHOLE[np.dtype(np.uint16)] / 4.0**level
+        share = sums.copy() if unit > 1 else (sums * scale).astype(np.uint16)
         for axis, length in enumerate(member.shape):
             inside = length - (length - 1 >> level << level)
             if inside < 1 << level:
@@ -225,7 +225,7 @@ def _count(
     for at, label in enumerate(mips.ids):
         if ids is None:
             share = _sample(mips.shares[level - 1][at], where)[..., 0]
-            found = share * (weights / np.float32(_WHOLE if level <= _PLANNED else _WHOLE_ABOVE))
+            found = share * (weights / np.float32(_WHOLE[share.dtype]))
         else:
             found = np.where(ids == label, weights, np.float32(0))
         rest = rest - found

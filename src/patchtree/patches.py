@@ -141,8 +141,9 @@ def sum_blocks(member: NDArray[np.bool_], levels: int) -> Iterator[tuple[NDArray
             sums = np.asarray(cv2.resize(sums, (sums.shape[1] // 2, sums.shape[0] // 2), interpolation=cv2.INTER_AREA))
             unit //= 4
         else:
-            sums = _halve_sums(sums // np.uint8(unit), np.min_scalar_type(1 << member.ndim * level))
-            unit = 1
+            if unit > 1:
+                sums, unit = sums // np.uint8(unit), 1
+            sums = _halve_sums(sums, np.min_scalar_type(1 << member.ndim * level))
         yield sums, unit
 
 
