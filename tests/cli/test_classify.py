@@ -35,7 +35,7 @@ def write_labelled(root: Path, counts: tuple[int, int] = (10, 5), seed: int = 0)
         for number in range(count):
             image = rng.integers(0, 255, (48, 64, 3))
             if label == "stripes":
-                image[:] = 255 * ((np.arange(48) + number) // 4 % 2)[:, None, None] * rng.uniform(0.9, 1)
+                image[:] = 255 * ((np.arange(48) + number) // 4 % 2)[:, None, None] * rng.uniform(0.6, 1)
             write_image(root / "images" / f"{label}{number}.png", image.astype(np.uint8))
             lines.append(f"{label}{number}{'.png' * (number % 2)},{label}")
     (root / "labels.csv").write_text("\n".join(lines) + "\n")
