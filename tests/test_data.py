@@ -233,6 +233,19 @@ def test_workers_draw_what_the_process_itself_would(dataset: DataSet, tmp_path: 
     assert not torch.equal(batches[0][0].counts.sum(1), batches[0][3].counts.sum(1))
 
 
+def test_more_levels_are_made_where_there_is_more_time(
+    dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchtree.data._MOST_WORK", 1)
+    made = []
+    for time in (1e-9, 3600, None):
+        module = module_of(dataset, tmp_path, time=time)
+        module.setup()
+        assert isinstance(module.windows, Windows)
+        made.append(module.windows.levels)
+    assert made == [False, True, True]
+
+
 class Counting(lightning.LightningModule):
     """Notes what it is given."""
 

@@ -209,9 +209,10 @@ def test_levels_that_cannot_be_written_stay_in_memory(source: Cached, monkeypatc
     assert not list(source.folder.glob("*mips*"))
 
 
-def test_levels_of_many_images_are_not_made(source: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
-    windows = Windows((source,), 3, Patcher(8, detail="residual"), 255, window=200, density=1 / 500)
+def test_levels_are_not_made_where_they_are_not_wanted(source: Cached) -> None:
     assert work([source, source]) == 2 * 300 * 420 * (3 + 3)
-    monkeypatch.setattr("patchtree.data._MOST_WORK", 1000)
+    windows = Windows((source,), 3, Patcher(8, detail="residual"), 255, window=200, density=1 / 500, levels=False)
     assert len(windows[0].patches) > 50
     assert not list(source.folder.glob("mips*"))
+    assert len(replace(windows, levels=True)[0].patches) > 50
+    assert list(source.folder.glob("mips*"))

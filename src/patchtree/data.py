@@ -32,7 +32,9 @@ from patchtree.patches import count_labels
 from patchtree.tokens import Tokens, collate, pad
 
 _LOOKED_AT = 4
-# Levels of more images, some 40 of 12 million pixels and 6 classes, take longer to make than short trainings gain.
+# Pixels times planes whose levels are made in a twentieth of a second of a training, on one core.
+_WORK_A_SECOND = 14e6
+# So much, some 40 images of 12 million pixels and 6 classes, is always made: who has little time has many cores.
 _MOST_WORK = 1 << 32
 # The counts of a sample without a mask.
 _NO_COUNTS = np.zeros((1, 0), np.float32)
@@ -144,6 +146,7 @@ class Windows(Dataset[Sample]):
         augment: flip, turn, rotate, scale, change colours and the thresholds of edges.
         seed: of everything random.
         length: samples an epoch.
+        levels: patch large windows from the images' levels, which are written beside them (see `patchtree.mips`).
     """
 
     images: tuple[Cached, ...]
@@ -157,6 +160,7 @@ class Windows(Dataset[Sample]):
     augment: bool = True
     seed: int = 0
     length: int = 256
+    levels: bool = True
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -183,7 +187,7 @@ class Windows(Dataset[Sample]):
         patcher = with_budget(self.patcher, part.shape, self.density * fraction)
         if self.augment:
             patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
-        if self._levels_pay and suits(patcher, part, source.channels):
+        if self.levels and suits(patcher, part, source.channels):
             sample = self._cut_levels(source, align(part), patcher, rng)
         else:
             image = take(source.image(), part)
@@ -202,10 +206,6 @@ class Windows(Dataset[Sample]):
         patches = Patches(pixels, tree, *place(part, source.shape))
         patches = vary_patches(patches, rng) if self.augment else patches
         return Sample(patches, counts if self.classes else _NO_COUNTS, source.name)
-
-    @cached_property
-    def _levels_pay(self) -> bool:
-        return work(self.images) <= _MOST_WORK
 
     @cached_property
     def _pixels(self) -> NDArray[np.int64]:
@@ -338,6 +338,7 @@ class DataModule(lightning.LightningDataModule):
         workers: processes that make samples; 0 makes them in this one.
         seed: of everything random.
         grids: of the model, ``Segmenter.grids``; the workers then find the ghost cells.
+        time: seconds of the training, which say whether the levels of so many images are worth making; None: they are.
         mean: normalisation, measured from the training images if None.
         std: as `mean`.
         progress: shows how far the cache is, such as ``rich.progress.track``.
@@ -363,6 +364,7 @@ class DataModule(lightning.LightningDataModule):
         workers: int = 1,
         seed: int = 0,
         grids: Sequence[int] = (),
+        time: float | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         progress: Callable[[Sequence[Pair]], Iterable[Pair]] | None = None,
@@ -376,7 +378,7 @@ class DataModule(lightning.LightningDataModule):
         self.least, self.most = least, most
         self.foreground, self.augment = foreground, augment
         self.samples, self.batch_size, self.workers, self.seed = samples, batch_size, workers, seed
-        self.grids = tuple(grids)
+        self.grids, self.time = tuple(grids), time
         self.mean, self.std = mean, std
         self.progress = progress
         self.channels = self.start = 0
@@ -434,6 +436,7 @@ class DataModule(lightning.LightningDataModule):
             augment=self.augment,
             seed=self.seed,
             length=self.samples,
+            levels=self.time is None or work(images) <= max(_MOST_WORK, self.time * _WORK_A_SECOND),
         )
         self.whole = Whole(
             held_out,

@@ -397,6 +397,7 @@ def _open_data(
         batch_size=options.batch_size,
         workers=workers,
         seed=options.seed,
+        time=config.max_time,
         mean=config.mean or None,
         std=config.std or None,
         progress=bar if shown else None,
