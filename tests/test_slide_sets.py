@@ -272,7 +272,7 @@ def test_a_tiled_tiff_beside_pyramids_is_a_slide(data: Path, monkeypatch: pytest
 
 def test_labels_that_do_not_fit(tmp_path: Path) -> None:
     path = write_levels(tmp_path / "a.tif", [blocks((700, 900))])
-    with pytest.raises(InputError, match=r"a.tif: a mask of 900 x 700 px, but the slide has 901 x 700; export"):
+    with pytest.raises(InputError, match=r"a.tif: a mask of 900 x 700 px, but the slide has 901 x 700 px; export"):
         open_labels(path, SHAPE, LABELS)
     with pytest.raises(InputError, match=r"a.tif: a mask of 900 x 700 px"):
         open_labels(path, (1400, 2700), LABELS)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.errors import InputError
+from patchtree.errors import InputError, say_size
 from patchtree.io.images import read_image
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -32,8 +32,8 @@ def read_channels(files: Sequence[Path], at_least: int = 1) -> NDArray[Any]:
         planes.append(read_image(path))
         if planes[-1].shape[:2] != planes[0].shape[:2] or planes[-1].dtype != planes[0].dtype:
             raise InputError(
-                f"{path}: {_describe(planes[-1])}, but {files[0].name} is {_describe(planes[0])}; "
-                "give all channels of an image one size and type"
+                f"{path}: {say_size(planes[-1].shape)} of {planes[-1].dtype}, but {files[0].name} is "
+                f"{say_size(planes[0].shape)} of {planes[0].dtype}; give all channels of an image one size and type"
             )
     image = np.concatenate([np.atleast_3d(plane) for plane in planes], axis=2) if len(planes) > 1 else planes[0]
     found = image.shape[2] if image.ndim == 3 else 1
@@ -112,7 +112,3 @@ def _has_channels(files: Sequence[Path], channels: int) -> bool:
             continue
         return image.ndim == 3 and image.shape[2] >= channels
     return True
-
-
-def _describe(image: NDArray[Any]) -> str:
-    return f"{image.shape[1]:,} x {image.shape[0]:,} px of {image.dtype}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from patchtree.channels import group_cases, read_channels
 from patchtree.dataset_json import read_labels, read_legend, read_splits
-from patchtree.errors import InputError, and_more
+from patchtree.errors import InputError, and_more, say_size
 from patchtree.io.annotations.legend import IGNORE, PLAIN, Legend
 from patchtree.io.images import IMAGE_SUFFIXES, image_size, read_mask, refuse_volumes
 from patchtree.io.slides import open_slide
@@ -366,7 +366,7 @@ def _check_pair(pair: Pair, dataset: DataSet, pixels: NDArray[np.int64]) -> list
     for path in (*pair.channels, pair.mask):
         other = image_size(path)
         if other != size:
-            return [f"{path}: {_size(other)}, but {pair.image.name} has {_size(size)}; make them equal"]
+            return [f"{path}: {say_size(other)}, but {pair.image.name} has {say_size(size)}; make them equal"]
     problems = []
     for label, count in count_ids(pair.mask).items():
         label = min(label, 1) if pair.white else label
@@ -402,7 +402,3 @@ def _count_ids(path: Path, size: int, mtime: int) -> dict[int, int]:
 
 def _rank(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}/{name}".encode()).digest()
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[1]:,} x {shape[0]:,} px"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 
 
 class InputError(ValueError):
@@ -23,3 +23,12 @@ def and_more(found: Sized, what: str = "more") -> str:
     (' (and 2 more)', '', ' (and 1 more such files)')
     """
     return f" (and {len(found) - 1} {what})" if len(found) > 1 else ""
+
+
+def say_size(shape: Sequence[int]) -> str:
+    """Say an image's size as people do, width first, from ``(H, W)`` or ``(H, W, C)``.
+
+    >>> say_size((2848, 4288, 3))
+    '4,288 x 2,848 px'
+    """
+    return f"{shape[1]:,} x {shape[0]:,} px"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.errors import InputError
+from patchtree.errors import InputError, say_size
 from patchtree.io.annotations import Annotations, Polygon, read_annotations
 from patchtree.io.annotations.legend import IGNORE, PLAIN, Legend, class_names
 from patchtree.io.coverage import draw
@@ -341,8 +341,8 @@ def open_labels(
     factor = _factor(shape, file.shape)
     if factor is None:
         raise InputError(
-            f"{path}: a mask of {file.shape[1]:,} x {file.shape[0]:,} px, but the slide has "
-            f"{shape[1]:,} x {shape[0]:,}; export it at the slide's size, or a whole number of times smaller"
+            f"{path}: a mask of {say_size(file.shape)}, but the slide has "
+            f"{say_size(shape)}; export it at the slide's size, or a whole number of times smaller"
         )
     mask = Mask(file, shape, factor, len(labels), ignore, bool(white))
     if white is None and len(labels) == 2 and ignore != _WHITE and file.dtype == np.uint8:

@@ -469,7 +469,7 @@ def test_a_header_that_claims_more_than_memory_holds(tmp_path: Path, monkeypatch
     path.write_bytes(data[:8] + png_chunk(b"IHDR", struct.pack(">II", 900_000, 800_000) + data[24:29]) + data[33:])
     monkeypatch.setattr(raster, "free_memory", lambda: 2**34)
     with pytest.raises(
-        InputError, match=r"a\.png: its header claims 900,000 x 800,000 pixels, 670\.6 GiB once decoded, but 16\.0 GiB"
+        InputError, match=r"a\.png: its header claims 900,000 x 800,000 px, 670\.6 GiB once decoded, but 16\.0 GiB"
     ):
         read_image(path)
     assert image_size(path) == (800_000, 900_000)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from patchtree.errors import InputError
+from patchtree.errors import InputError, say_size
 from patchtree.process import keep_memory, wait_briefly
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def describe_size(shape: Sequence[int]) -> str:
     '4,288 x 2,848 px, 3 channels'
     """
     channels = shape[2] if len(shape) > 2 else 1
-    return f"{shape[1]:,} x {shape[0]:,} px, {channels} channel{'s' if channels > 1 else ''}"
+    return f"{say_size(shape)}, {channels} channel{'s' if channels > 1 else ''}"
 
 
 def describe_mpp(mpp: Sequence[float] | None) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from patchtree.cli.common import Json, print_json, tell, tell_error, verb
 from patchtree.cli.progress import progress
-from patchtree.errors import InputError
+from patchtree.errors import InputError, say_size
 
 _SHOWN = 8  # of a long list
 _MOST_IDS = 32  # a picture has more greys than a mask has classes
@@ -341,13 +341,9 @@ def _describe_levels(levels: Sequence[dict[str, Any]]) -> list[str]:
     rows = []
     for level in levels:
         down = " x ".join(dict.fromkeys(f"{factor:g}" for factor in level["downsample"]))
-        rows.append((_say_size(level["shape"]), f"1 : {down}", f"tiles of {_say_size(level['tile'])}"))
+        rows.append((say_size(level["shape"]), f"1 : {down}", f"tiles of {say_size(level['tile'])}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _say_size(shape: Sequence[int]) -> str:
-    return f"{shape[1]:,} x {shape[0]:,} px"
 
 
 def _say(value: Any) -> str:

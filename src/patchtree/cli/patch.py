@@ -32,7 +32,7 @@ from patchtree.cli.common import (
     verb,
 )
 from patchtree.cli.many import Job, at_once, do_jobs
-from patchtree.errors import InputError
+from patchtree.errors import InputError, say_size
 from patchtree.patcher import Patcher, Patches
 from patchtree.patches import cut
 
@@ -244,11 +244,10 @@ def patch_slide(
 
 def _check_fit(path: str | Path, patcher: Patcher, shape: tuple[int, int]) -> None:
     """Refuse what is smaller than one patch."""
-    height, width = shape
-    if patcher.patch_size > max(height, width):
+    if patcher.patch_size > max(shape):
         raise InputError(
-            f"{path}: patch size {patcher.patch_size} is larger than the image of {width:,} x {height:,} px; "
-            f"give at most {max(height, width)}"
+            f"{path}: patch size {patcher.patch_size} is larger than the image of {say_size(shape)}; "
+            f"give at most {max(shape)}"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from patchtree.errors import InputError
+from patchtree.errors import InputError, say_size
 from patchtree.files import replacing
 from patchtree.io import stills, tiff
 from patchtree.io.raster import Raster, upright
@@ -274,9 +274,7 @@ def _write(path: Path, array: NDArray[Any]) -> None:
             if array.dtype not in (np.uint8, np.uint16) or array.shape[2:] not in ((), (3,)):
                 raise InputError(f"{path}: PNG does not hold {array.shape} of {array.dtype}; name it .tif")
             if mask_suffix(array.shape) != ".png":
-                raise InputError(
-                    f"{path}: {array.shape[1]:,} x {array.shape[0]:,} px are too many for PNG; name it .tif"
-                )
+                raise InputError(f"{path}: {say_size(array.shape)} are too many for PNG; name it .tif")
             with replacing(path) as temporary:
                 temporary.write_bytes(stills.encode_png(array))
         case ".tif" | ".tiff":

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.errors import InputError
+from patchtree.errors import InputError, say_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def check_room(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
     needed, free = math.prod(shape) * itemsize, free_memory()
     if needed > free:
         raise InputError(
-            f"{path}: its header claims {shape[1]:,} x {shape[0]:,} pixels, {needed / 2**30:,.1f} GiB once decoded, "
+            f"{path}: its header claims {say_size(shape)}, {needed / 2**30:,.1f} GiB once decoded, "
             f"but {free / 2**30:,.1f} GiB of memory are free; crop it, or copy it again if that cannot be"
         )
 
