@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchtree.models import layers
 from patchtree.models.layers import GhostConv
-from patchtree.models.stencil import convolve_blocks, suits
+from patchtree.models.stencil import block_matrix, convolve_blocks, suits, trains_in_half
 
 
 @given(
@@ -84,3 +84,37 @@ def test_it_is_for_single_precision_on_a_processor() -> None:
     assert not suits(x.to("meta"), weight.to("meta"))
     with torch.autocast("cpu", torch.bfloat16):
         assert not suits(x, weight)
+
+
+@given(
+    grid=st.integers(1, 3),
+    ndim=st.sampled_from([2, 3]),
+    inputs=st.integers(1, 3),
+    outputs=st.integers(1, 3),
+    seed=st.integers(0, 2**32),
+)
+def test_the_matrix_of_a_block_is_its_convolution(grid: int, ndim: int, inputs: int, outputs: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    weight = torch.randn(outputs, inputs, *(3,) * ndim, requires_grad=True)
+    blocks = torch.randn(4, *(grid + 2,) * ndim, inputs)
+    wanted = torch.randn(4, grid**ndim, outputs)
+    slow = (F.conv2d if ndim == 2 else F.conv3d)(blocks.movedim(-1, 1), weight).movedim(1, -1).flatten(1, -2)
+    quick = (blocks.flatten(1) @ block_matrix(weight, grid).T).view(4, grid**ndim, outputs)
+    torch.testing.assert_close(quick, slow, atol=1e-4, rtol=1e-4)
+    gradients = (torch.autograd.grad(out, weight, wanted)[0] for out in (quick, slow))
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+def test_in_half_precision_grids_of_two_cells_are_trained_by_their_matrix() -> None:
+    layer, x, index = GhostConv(3, 5), torch.randn(4, 4, 3), torch.randint(0, 17, (4, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert trains_in_half(x)
+        trained = layer(x, index)
+        with torch.no_grad():
+            assert not trains_in_half(x)
+            predicted = layer(x, index)
+    assert trained.dtype == predicted.dtype == torch.bfloat16
+    torch.testing.assert_close(trained, predicted, atol=0.05, rtol=0.05)
+    gradient, *_ = torch.autograd.grad(trained.float().square().sum(), layer.conv.weight)
+    same, *_ = torch.autograd.grad(layer(x, index).square().sum(), layer.conv.weight)
+    torch.testing.assert_close(gradient, same, atol=0.1, rtol=0.05)

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from patchtree.models.transformer import Block
+from patchtree.models import transformer
+from patchtree.models.transformer import Block, attend
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -26,6 +27,21 @@ def test_it_is_the_block_of_timm(masked: bool) -> None:
     x = torch.randn(2, 7, 64)
     mask = (torch.arange(7) < torch.tensor([[7], [4]]))[:, None, None, :] if masked else None
     assert torch.equal(ours(x, mask), theirs(x, attn_mask=mask))
+
+
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_half_precision_is_attention(short: bool, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "_SHORT", 9 if short else 8)
+    torch.manual_seed(0)
+    exact = torch.randn(3, 2, 4, 9, 16, requires_grad=True)
+    mask = (torch.arange(9) < torch.tensor([[9], [4]]))[:, None, None, :] if masked else None
+    wanted = torch.randn(2, 4, 9, 16)
+    slow = torch.nn.functional.scaled_dot_product_attention(*exact, attn_mask=mask)
+    half = attend(*exact.bfloat16(), mask)
+    torch.testing.assert_close(half.float(), slow, atol=0.03, rtol=0.03)
+    gradients = (torch.autograd.grad(out.float(), exact, wanted)[0] for out in (half, slow))
+    torch.testing.assert_close(*gradients, atol=0.05, rtol=0.05)
 
 
 def test_prediction_with_the_reference_model_does_not_import_timm() -> None:

@@ -1,4 +1,4 @@
-"""A 3 x 3 convolution of many small grids, as products of matrices: quicker on a processor, above all backward."""
+"""Convolutions of many small grids as products of matrices: quicker on a processor, above all backward."""
 
 from __future__ import annotations
 
@@ -21,6 +21,39 @@ def suits(x: Tensor, weight: Tensor) -> bool:
     """
     plain = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     return x.device.type == "cpu" and weight.ndim == 4 and plain
+
+
+def trains_in_half(x: Tensor) -> bool:
+    """Whether gradients will be asked for of what a processor computes in bfloat16: torch's own are slow there.
+
+    >>> trains_in_half(torch.zeros(1, 4, 8))
+    False
+    """
+    half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    return half and x.device.type == "cpu" and torch.is_grad_enabled()
+
+
+def block_matrix(weight: Tensor, grid: int) -> Tensor:
+    """Write a convolution of blocks of ``(g + 2)**d`` cells as one matrix, which is mostly zeros unless g is small.
+
+    >>> block_matrix(torch.ones(5, 2, 3, 3), grid=1).shape, block_matrix(torch.ones(5, 2, 3, 3), grid=2).sum().item()
+    (torch.Size([5, 18]), 360.0)
+
+    Args:
+        weight: ``(K, C, 3, 3)``; 3-D alike.
+        grid: cells along the side of what it gives.
+
+    Returns:
+        ``(g**d * K, (g + 2)**d * C)``.
+    """
+    outputs, inputs, *sides = weight.shape
+    kernel = weight.movedim(1, -1)
+    if grid == 1:
+        return kernel.flatten(1)
+    matrix = weight.new_zeros(*(grid,) * len(sides), outputs, *(grid + 2,) * len(sides), inputs)
+    for cell in product(range(grid), repeat=len(sides)):
+        matrix[cell][(slice(None), *(slice(at, at + 3) for at in cell))] = kernel
+    return matrix.view(grid ** len(sides) * outputs, -1)
 
 
 def convolve_blocks(x: Tensor, index: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

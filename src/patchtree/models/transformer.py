@@ -6,12 +6,18 @@ torch's compiler, takes as long as torch itself, and prediction with the referen
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchtree.models.stencil import trains_in_half
+
 _EPSILON = 1e-6
 _WIDER = 4
+# Tokens up to which all scores of a sequence are held at once, where torch's own attention is slow backward.
+_SHORT = 512
 
 
 class Block(nn.Module):
@@ -67,9 +73,24 @@ class Attention(nn.Module):
         batch, count, width = x.shape
         parts = self.qkv(x).view(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         query, key, value = parts.unbind(0)
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        seen = attend(query, key, value, mask)
         out: Tensor = self.proj(seen.transpose(1, 2).reshape(batch, count, width))
         return out
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Give what queries gather from values, each ``(B, heads, N, D)``; `mask` as of `Block`.
+
+    >>> attend(*torch.eye(3).expand(3, 1, 1, 3, 3), mask=torch.tensor([[[[True, False, False]]]]))[0, 0, 2].tolist()
+    [1.0, 0.0, 0.0]
+    """
+    if not trains_in_half(query) or query.shape[-2] > _SHORT:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    out: Tensor = scores.softmax(-1, dtype=scores.dtype) @ value
+    return out
 
 
 class Mlp(nn.Module):
