@@ -32,6 +32,7 @@ from patchtree.datasets import DataSet, Pair, check_data, choose, find_data, spl
 from patchtree.io.images import image_size
 
 # What decides which images are for what; not the seed of a training.
+LIBRARIES = ("torch", "monai", "transformers", "segmentation-models-pytorch")
 SPLIT_SEED = 0
 HELD_OUT = 0.25
 VALIDATION = 0.2
@@ -104,7 +105,7 @@ class Book:
         return next((run["result"] for run in self.runs if run["case"] == case), None)
 
     def add(self, case: Case, result: Result) -> None:
-        self.runs.append({"case": case, "result": result})
+        self.runs.append({"case": case, "made": common.machine(LIBRARIES), "result": result})
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps({"runs": self.runs}, indent=1))
         temporary.replace(self.path)
@@ -241,15 +242,15 @@ def main(argv: Sequence[str]) -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     root = pictures.make_data(Path(folder) / f"{picture}_{size}", picture, size)
                     parts += compare(root, args, book)
-        libraries = ("torch", "monai", "transformers", "segmentation-models-pytorch")
-        common.publish(f"quality_{args.max_time:.0f}s", parts, args.save, libraries)
+        common.publish(f"quality_{args.max_time:.0f}s", parts, args.save, LIBRARIES)
         if args.save:
             shutil.copy(book.path, common.RESULTS / "quality.json")
 
 
 def explain(args: Any) -> str:
     """Say how the figures were made, and what they are."""
-    networks = "; ".join(f"{name}: {kind.title}" for name, kind in NETWORKS.items() if name in args.methods)
+    networks = [f"{name}: {kind.title}" for name, kind in NETWORKS.items() if name in args.methods]
+    named = f" {'; '.join(networks)}." if networks else ""
     scales = ", ".join(f"{scale:g}" for scale in args.scales)
     return (
         f"Each had {args.max_time:g} s from finding the images to the last step, {args.threads} thread(s) and "
@@ -259,7 +260,7 @@ def explain(args: Any) -> str:
         f"balanced crops of {args.crop} px in batches of 8 at input scales {scales}, as far as those are named below a "
         "table, else at the row's (the best on validation images is shown), each image normalised, classes and crops "
         "weighed alike, AdamW with cosine, last weights, no average of weights, "
-        f"sliding windows blended by a Gaussian, overlap 0.25; width {args.width}. {networks}.\n\n"
+        f"sliding windows blended by a Gaussian, overlap 0.25; width {args.width}.{named}\n\n"
         "Scores are of all pixels of the held-out images together, at their own size, and means over seeds; Dice and "
         "IoU are means over the classes but the background, with the 95 % interval over images and seeds (percentile "
         "bootstrap; few images say little); micro Dice is of all those classes together. HD95 is the 95 % Hausdorff "
