@@ -31,8 +31,8 @@ from bench.segmentation.report import report
 from patchtree.datasets import DataSet, Pair, check_data, choose, find_data, split_data
 from patchtree.io.images import image_size
 
-# What decides which images are for what; not the seed of a training.
 LIBRARIES = ("torch", "monai", "transformers", "segmentation-models-pytorch")
+# What decides which images are for what; not the seed of a training.
 SPLIT_SEED = 0
 HELD_OUT = 0.25
 VALIDATION = 0.2
