@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from patchtree.errors import InputError, say_size
 from patchtree.io.images import read_image
 
+# nnU-Net's folders, whose files are all named so.
+_CASES = ("imagesTr", "imagesTs")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
@@ -74,6 +76,20 @@ def group_channels(files: Iterable[Path], channels: int) -> list[tuple[Path, ...
         else:
             images += [(path,) for path in group]
     return images
+
+
+def name_of(files: Sequence[Path], name: str) -> str:
+    """Give an image's name: that of nnU-Net's case if its channels are files, or it lies where all images are cases.
+
+    >>> name_of([Path("imagesTs/liver_7_0000.png")], "liver_7_0000"), name_of([Path("film/a_0000.png")], "a_0000")
+    ('liver_7', 'a_0000')
+
+    Args:
+        files: of the image, as `group_channels` gives them.
+        name: of the first file.
+    """
+    case, number = split_channel(files[0])
+    return case if len(files) > 1 or (number == 0 and files[0].parent.name in _CASES) else name
 
 
 def split_channel(path: Path) -> tuple[str, int | None]:

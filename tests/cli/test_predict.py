@@ -100,6 +100,15 @@ def test_files_of_one_channel_each_are_one_image(run: Run, two_channels: Path, t
     np.testing.assert_array_equal(read_mask(out / "a.png"), load(two_channels)(image))
 
 
+def test_masks_of_nnunets_test_images_have_the_names_of_the_cases(run: Run, two_channels: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "imagesTs"
+    folder.mkdir()
+    write_image(folder / "a_0000.tif", picture()[..., :2])
+    write_channels(folder, "b_0000.tif", "b_0001.tif")
+    assert run("predict", two_channels, folder, "--out", tmp_path / "out").code == 0
+    assert outputs(tmp_path / "out") == ["a.png", "b.png"]
+
+
 def test_frames_that_hold_all_channels_are_images_of_their_own(run: Run, two_channels: Path, tmp_path: Path) -> None:
     for at in range(3):
         write_image(tmp_path / f"frame_{at:04}.tif", picture(seed=at)[..., :2])

@@ -129,7 +129,7 @@ def predict(
     For each image writes STEM.png, a mask of class ids of the image's own size
     (STEM.tif where the image is too large for PNG). nnU-Net's CASE_0000.tif,
     CASE_0001.tif, ... are one image where the run was trained on as many
-    channels; its mask is CASE.png.
+    channels; its mask is CASE.png, and so is that of imagesTs/CASE_0000.tif.
 
     For a slide writes STEM.tif, a pyramid of class ids with the slide's pixel
     size. Its tissue is predicted window by window; what is glass is of class 0.
@@ -370,13 +370,13 @@ def _image_jobs(
     settings: Mapping[str, Any],
 ) -> tuple[list[Job], int]:
     """Make jobs of images, and tell of those that cannot be; gives the number of these."""
-    from patchtree.channels import group_channels, split_channel
+    from patchtree.channels import group_channels, name_of
     from patchtree.io.images import image_size, mask_suffix
 
     names = {Path(one.path): one.name for one in inputs}
     jobs, missed = [], 0
     for files in group_channels(names, predictor.config.channels):
-        name = split_channel(files[0])[0] if len(files) > 1 else names[files[0]]
+        name = name_of(files, names[files[0]])
         try:
             suffix = mask_suffix(image_size(files[0]))
         except InputError as error:
