@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchtree.models import layers
 from patchtree.models.layers import GhostConv
-from patchtree.models.stencil import block_matrix, convolve_blocks, suits, trains_in_half
+from patchtree.models.precision import trains_in_half
+from patchtree.models.stencil import block_matrix, convolve_blocks, suits
 
 
 @given(

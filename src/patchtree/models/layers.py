@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchtree.models.stencil import block_matrix, convolve_blocks, suits, trains_in_half
+from patchtree.models.precision import trains_in_half
+from patchtree.models.stencil import block_matrix, convolve_blocks, suits
 
 # What a channel that is all alike is divided by, of images with a deviation of about 1.
 _FLAT = 1e-3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 # What to train in, as Lightning calls it.
 HALF = "bf16-mixed"
@@ -35,6 +36,16 @@ def half_where_quick(device: torch.device | str) -> AbstractContextManager[objec
     if kind not in ("cpu", "cuda"):
         return torch.autocast("cpu", enabled=False)
     return torch.autocast(kind, torch.bfloat16, enabled=half_is_quick(kind))
+
+
+def trains_in_half(x: Tensor) -> bool:
+    """Whether gradients will be asked for of what a processor computes in bfloat16: torch's own are slow there.
+
+    >>> trains_in_half(torch.zeros(1, 4, 8))
+    False
+    """
+    half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    return half and x.device.type == "cpu" and torch.is_grad_enabled()
 
 
 def choose_precision(accelerator: str) -> str:

@@ -23,16 +23,6 @@ def suits(x: Tensor, weight: Tensor) -> bool:
     return x.device.type == "cpu" and weight.ndim == 4 and plain
 
 
-def trains_in_half(x: Tensor) -> bool:
-    """Whether gradients will be asked for of what a processor computes in bfloat16: torch's own are slow there.
-
-    >>> trains_in_half(torch.zeros(1, 4, 8))
-    False
-    """
-    half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    return half and x.device.type == "cpu" and torch.is_grad_enabled()
-
-
 def block_matrix(weight: Tensor, grid: int) -> Tensor:
     """Write a convolution of blocks of ``(g + 2)**d`` cells as one matrix, which is mostly zeros unless g is small.
 

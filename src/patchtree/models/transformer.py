@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchtree.models.stencil import trains_in_half
+from patchtree.models.precision import trains_in_half
 
 _EPSILON = 1e-6
 _WIDER = 4
