@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from patchtree import Tree, ids
-from patchtree.ids import choose, count_pairs, differences, fill_ids, likeliest
+from patchtree.ids import choose, count_pairs, differences, fill_ids, likeliest, paint_ids
 from patchtree.patches import Painter, painter
 from patchtree.tree import grow
 
@@ -47,6 +47,19 @@ def test_ids_are_those_of_the_painted_probabilities(
             clear = ordered[..., -1] - ordered[..., -2] > 1e-6
             np.testing.assert_array_equal(out[clear], expected[clear])
             assert clear.mean() > 0.9 or not smooth
+
+
+def test_an_image_is_painted_block_by_block_as_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    tree = grow((90, 130), 4, 5, lambda _, cells: rng.random(len(cells)) < 0.6)
+    for classes in (2, 3):
+        shares = rng.random((len(tree), 4, 4, classes), np.float32)
+        whole = likeliest(painter(shares, tree, smooth=True).paint())
+        assert np.count_nonzero(paint_ids(shares, tree) != whole) < 3
+        monkeypatch.setattr(ids, "_BLOCK", 32)
+        assert np.count_nonzero(paint_ids(shares, tree) != whole) < 3
+        stepped = likeliest(painter(shares, tree, smooth=False).paint())
+        np.testing.assert_array_equal(paint_ids(shares, tree, smooth=False), stepped)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:

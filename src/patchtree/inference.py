@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patchtree.datasets import Pair
 from patchtree.errors import InputError
-from patchtree.ids import count_pairs, likeliest
+from patchtree.ids import count_pairs, likeliest, paint_ids
 from patchtree.models.choose import build
 from patchtree.models.mesh import set_reach
 from patchtree.models.precision import half_where_quick
@@ -58,14 +58,12 @@ class Predictor:
         Raises:
             InputError: the image's channels are not the run's, or `Patcher` cannot split it.
         """
-        ids: NDArray[np.uint8 | np.uint16] | None = None
-        for top, share in self._bands(np.asarray(image), flips):
-            if ids is None:
-                shape = np.asarray(image).shape[:2]
-                ids = np.empty(shape, np.uint8 if len(self.config.labels) <= 256 else np.uint16)
-            ids[top : top + len(share)] = likeliest(share)
-        assert ids is not None
-        return ids
+        image = np.asarray(image)
+        if flips:
+            return np.concatenate([likeliest(share) for _, share in self._bands(image, flips)])
+        self.check(image.shape[2] if image.ndim == 3 else 1, image.dtype)
+        patches = self.split(image)
+        return paint_ids(self.in_patches(patches), patches.tree, self.smooth)
 
     def probabilities(self, image: ArrayLike, *, flips: bool = False) -> NDArray[np.float32]:
         """Predict the probability of each class at every pixel, ``(H, W, K)`` float32; arguments as in a call."""
