@@ -276,10 +276,10 @@ def machine(libraries: Sequence[str] = ()) -> str:
     processor = platform.processor() or platform.machine()
     about = Path("/proc/cpuinfo")
     if about.exists():
-        lines = about.read_text()
-        names = [line.split(":", 1)[1].strip() for line in lines.splitlines() if "model name" in line]
+        text = about.read_text()
+        names = [line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line]
         processor = names[0] if names else processor
-        processor += " with bfloat16" if any(flag in lines for flag in ("avx512_bf16", "amx_bf16")) else ""
+        processor += " with bfloat16" if any(flag in text for flag in ("avx512_bf16", "amx_bf16")) else ""
     versions = [f"{name} {version(name)}" for name in ("patchtree", "opencv-python-headless", "numpy", *libraries)]
     return f"{', '.join(versions)}; {processor}, {os.cpu_count()} cores; {datetime.date.today().isoformat()}"
 

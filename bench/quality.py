@@ -96,7 +96,7 @@ class Book:
     """The finished runs, in a JSON file that is rewritten after each."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.made = path, common.machine(LIBRARIES)
         self.runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
         for run in self.runs:  # once, whole paths were written
             run["case"]["data"] = Path(run["case"]["data"]).name
@@ -105,7 +105,7 @@ class Book:
         return next((run["result"] for run in self.runs if run["case"] == case), None)
 
     def add(self, case: Case, result: Result) -> None:
-        self.runs.append({"case": case, "made": common.machine(LIBRARIES), "result": result})
+        self.runs.append({"case": case, "made": self.made, "result": result})
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps({"runs": self.runs}, indent=1))
         temporary.replace(self.path)

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import numpy as np
@@ -236,14 +237,15 @@ def test_workers_draw_what_the_process_itself_would(dataset: DataSet, tmp_path: 
 def test_more_levels_are_made_where_there_is_more_time(
     dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchtree.data._MOST_WORK", 1)
+    monkeypatch.setattr("patchtree.data._ALWAYS", 1)
     made = []
-    for time in (1e-9, 3600, None):
+    for time, room in ((1e-9, 1 << 40), (3600, 1 << 40), (3600, 1000), (None, 1 << 40)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, room=room: SimpleNamespace(free=room))
         module = module_of(dataset, tmp_path, time=time)
         module.setup()
         assert isinstance(module.windows, Windows)
         made.append(module.windows.levels)
-    assert made == [False, True, True]
+    assert made == [False, True, False, False]
 
 
 class Counting(lightning.LightningModule):

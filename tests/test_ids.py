@@ -49,17 +49,26 @@ def test_ids_are_those_of_the_painted_probabilities(
             assert clear.mean() > 0.9 or not smooth
 
 
-def test_an_image_is_painted_block_by_block_as_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("smooth", [True, False])
+def test_an_image_is_painted_block_by_block_as_it_is_whole(
+    classes: int, smooth: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     tree = grow((90, 130), 4, 5, lambda _, cells: rng.random(len(cells)) < 0.6)
-    for classes in (2, 3):
-        shares = rng.random((len(tree), 4, 4, classes), np.float32)
-        whole = likeliest(painter(shares, tree, smooth=True).paint())
-        assert np.count_nonzero(paint_ids(shares, tree) != whole) < 3
-        monkeypatch.setattr(ids, "_BLOCK", 32)
-        assert np.count_nonzero(paint_ids(shares, tree) != whole) < 3
-        stepped = likeliest(painter(shares, tree, smooth=False).paint())
-        np.testing.assert_array_equal(paint_ids(shares, tree, smooth=False), stepped)
+    # As above: of one class but for some places.
+    shares = rng.normal(1 / classes, 0.01, (len(tree), 4, 4, classes)).astype(np.float32)
+    shares[..., 0] += 0.03 * (rng.random((len(tree), 1, 1)) < 0.7)
+    wanted = likeliest(painter(shares, tree, smooth).paint())
+    monkeypatch.setattr(ids, "_PAINTED", 16)
+    whole = paint_ids(shares, tree, smooth)
+    monkeypatch.setattr(ids, "_BLOCK", 37)
+    in_blocks = paint_ids(shares, tree, smooth)
+    monkeypatch.setattr(ids, "_NUMBERS", 11**2 * classes)
+    in_small_blocks = paint_ids(shares, tree, smooth)
+    assert in_blocks.dtype == np.uint8
+    for found in (whole, in_blocks, in_small_blocks):
+        assert np.count_nonzero(found != wanted) < 3  # where rounding decides
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:

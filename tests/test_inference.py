@@ -81,6 +81,7 @@ def test_bands_make_no_difference(
     predictor = load(run, "cpu", smooth=smooth)
     whole, ids = predictor.probabilities(image, flips=flips), predictor(image, flips=flips)
     monkeypatch.setattr(inference, "_BAND", 7 * SHAPE[1] * 3)
+    monkeypatch.setattr("patchtree.ids._BLOCK", 37)
     np.testing.assert_allclose(predictor.probabilities(image, flips=flips), whole, atol=1e-6)
     np.testing.assert_array_equal(predictor(image, flips=flips), ids)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.foveate import Window
-from patchtree.ids import Ids, choose, count_ids, differences, fill_ids, likeliest
+from patchtree.ids import Ids, choose, count_ids, differences, fill_ids, likeliest, type_of
 from patchtree.io.slides.base import Box, overlap
 from patchtree.patches import painter
 from patchtree.tree import Tree
@@ -99,7 +99,7 @@ class Blend:
 
     def ids(self, box: Box) -> Ids:
         """Give the likeliest class of every pixel of a box, ``(h, w)``."""
-        out: Ids = np.empty((box[2] - box[0], box[3] - box[1]), np.uint8 if self.classes <= 256 else np.uint16)
+        out: Ids = np.empty((box[2] - box[0], box[3] - box[1]), type_of(self.classes))
         self.fill(out, box)
         return out
 

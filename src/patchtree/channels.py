@@ -79,17 +79,18 @@ def group_channels(files: Iterable[Path], channels: int) -> list[tuple[Path, ...
 
 
 def name_of(files: Sequence[Path], name: str) -> str:
-    """Give an image's name: that of nnU-Net's case if its channels are files, or it lies where all images are cases.
+    """Give an image's name: that of nnU-Net's case if its channels are files, or if it lies where all images are cases.
 
     >>> name_of([Path("imagesTs/liver_7_0000.png")], "liver_7_0000"), name_of([Path("film/a_0000.png")], "a_0000")
     ('liver_7', 'a_0000')
 
     Args:
         files: of the image, as `group_channels` gives them.
-        name: of the first file.
+        name: what the first file is called, by itself or in a manifest.
     """
     case, number = split_channel(files[0])
-    return case if len(files) > 1 or (number == 0 and files[0].parent.name in _CASES) else name
+    alone = number == 0 and files[0].parent.name in _CASES and name == files[0].stem
+    return case if len(files) > 1 or alone else name
 
 
 def split_channel(path: Path) -> tuple[str, int | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,10 +33,10 @@ from patchtree.patches import count_labels
 from patchtree.tokens import Tokens, collate, pad
 
 _LOOKED_AT = 4
-# Pixels times planes whose levels are made in a twentieth of a second of a training, on one core.
-_WORK_A_SECOND = 14e6
-# So much, some 40 images of 12 million pixels and 6 classes, is always made: who has little time has many cores.
-_MOST_WORK = 1 << 32
+# A core makes levels of so many pixels times planes in a second, and may do so for this share of the time.
+_WORK_A_SECOND, _SHARE = 280e6, 0.05
+# So much, some 40 images of 12 million pixels and 6 classes, is always worth it: who has little time has many cores.
+_ALWAYS = 1 << 32
 # The counts of a sample without a mask.
 _NO_COUNTS = np.zeros((1, 0), np.float32)
 
@@ -129,8 +130,8 @@ def collate_samples(
 class Windows(Dataset[Sample]):
     """Random windows of images, augmented, to train on.
 
-    Sample ``i`` of epoch ``e`` is ``windows[e * length + i]``, and depends on the seed, ``e`` and ``i`` alone: not on
-    workers, nor on what was drawn before. Positions are those in the whole image, flipped and turned as the window is.
+    Sample ``i`` of epoch ``e`` is ``windows[e * length + i]``, and depends on these fields, ``e`` and ``i`` alone: not
+    on workers, nor on what was drawn before. Positions are those in the whole image, flipped and turned as the window.
 
     Attributes:
         images: what to draw from, each with the same chance.
@@ -338,7 +339,7 @@ class DataModule(lightning.LightningDataModule):
         workers: processes that make samples; 0 makes them in this one.
         seed: of everything random.
         grids: of the model, ``Segmenter.grids``; the workers then find the ghost cells.
-        time: seconds of the training, which say whether the levels of so many images are worth making; None: they are.
+        time: seconds of the training, which say of how many images levels are worth making; None: it goes by epochs.
         mean: normalisation, measured from the training images if None.
         std: as `mean`.
         progress: shows how far the cache is, such as ``rich.progress.track``.
@@ -436,7 +437,7 @@ class DataModule(lightning.LightningDataModule):
             augment=self.augment,
             seed=self.seed,
             length=self.samples,
-            levels=self.time is None or work(images) <= max(_MOST_WORK, self.time * _WORK_A_SECOND),
+            levels=self._levels_pay(work(images)),
         )
         self.whole = Whole(
             held_out,
@@ -448,6 +449,11 @@ class DataModule(lightning.LightningDataModule):
             most=self.most,
             fractions=self.fractions,
         )
+
+    def _levels_pay(self, amount: float) -> bool:
+        """Whether there is time to make levels, and room for them: half a byte to two for a pixel of a plane."""
+        enough = max(_ALWAYS, (self.time or 0) * _SHARE * _WORK_A_SECOND)
+        return amount <= enough and 2 * amount <= shutil.disk_usage(self.cache).free
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Give batches of windows, without end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,18 @@ Region = tuple[int, int, int, int]
 _FEW = 8
 _MANY = 1 << 18
 _PAINTED = 512
-# The side of what is painted at once of an image: the larger, the more of it is as fine as its finest leaf.
-_BLOCK = 1024
+# The side of what is painted at once of an image: the larger, the more of it is as fine as its finest leaf. And the
+# numbers that it may have.
+_BLOCK, _NUMBERS = 1024, 1 << 25
 # Pixels that are counted at a time, as 64-bit numbers take much room.
 _COUNTED = 1 << 22
 # Of four pixels in a row that three become: which, and which of the three counts 3/4, and which 1/4.
 _WEIGHED = ((0, 0, 1), (1, 1, 0), (2, 1, 2), (3, 2, 1))
+
+
+def type_of(classes: int) -> type[np.uint8 | np.uint16]:
+    """Give the smallest type that holds the ids of so many classes."""
+    return np.uint8 if classes <= 256 else np.uint16
 
 
 def likeliest(shares: NDArray[np.float32]) -> Ids:
@@ -33,12 +40,12 @@ def likeliest(shares: NDArray[np.float32]) -> Ids:
     [1, 0]
     """
     classes = shares.shape[-1]
-    number = np.uint8 if classes <= 256 else np.uint16
+    number = type_of(classes)
     ids: Ids = np.zeros(shares.shape[:-1], number)
     best = shares[..., 0].copy()
     for label in range(1, classes):
         # A copy first: what lies side by side is compared several times as fast.
-        own = shares[..., label].copy()
+        own = np.ascontiguousarray(shares[..., label])
         larger = (own > best).view(np.uint8)
         if classes == 2:
             return larger
@@ -112,10 +119,11 @@ def paint_ids(shares: NDArray[np.float32], tree: Tree, smooth: bool = True) -> I
     """
     classes, (height, width) = shares.shape[-1], tree.shape
     ready = painter(differences(shares), tree, smooth)
-    ids: Ids = np.empty((height, width), np.uint8 if classes <= 256 else np.uint16)
-    for top in range(0, height, _BLOCK):
-        for left in range(0, width, _BLOCK):
-            bottom, right = min(top + _BLOCK, height), min(left + _BLOCK, width)
+    ids: Ids = np.empty((height, width), type_of(classes))
+    side = max(1, min(_BLOCK, math.isqrt(_NUMBERS // classes)))
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            bottom, right = min(top + side, height), min(left + side, width)
             fill_ids(ids[top:bottom, left:right], ready, classes, (top, left, bottom, right))
     return ids
 

@@ -60,7 +60,7 @@ class Predictor:
         """
         image = np.asarray(image)
         if flips:
-            return np.concatenate([likeliest(share) for _, share in self._bands(image, flips)])
+            return np.concatenate([likeliest(share) for share in self._bands(image, flips)])
         self.check(image.shape[2] if image.ndim == 3 else 1, image.dtype)
         patches = self.split(image)
         return paint_ids(self.in_patches(patches), patches.tree, self.smooth)
@@ -68,11 +68,11 @@ class Predictor:
     def probabilities(self, image: ArrayLike, *, flips: bool = False) -> NDArray[np.float32]:
         """Predict the probability of each class at every pixel, ``(H, W, K)`` float32; arguments as in a call."""
         image = np.asarray(image)
-        parts = [share for _, share in self._bands(image, flips)]
+        parts = list(self._bands(image, flips))
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
-    def _bands(self, image: NDArray[Any], flips: bool) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Give the probabilities of one horizontal band after the other: its first row, and ``(h, W, K)``.
+    def _bands(self, image: NDArray[Any], flips: bool) -> Iterator[NDArray[np.float32]]:
+        """Give the probabilities of one horizontal band after the other, ``(h, W, K)``.
 
         A band is all that is held at the image's resolution; the rest is in patches.
         """
@@ -92,7 +92,7 @@ class Predictor:
                 total += np.flip(view.paint((low, 0, high, width)), axes)
             if others:
                 total /= len(views)
-            yield top, total
+            yield total
 
     def split(self, image: NDArray[Any]) -> Patches:
         """Split an image as those that the run was trained on were."""

@@ -21,7 +21,7 @@ from patchtree.blend import Blend, Layer
 from patchtree.errors import InputError
 from patchtree.files import replacing
 from patchtree.foveate import Window, merge, plan_windows
-from patchtree.ids import Ids, count_ids
+from patchtree.ids import Ids, count_ids, type_of
 from patchtree.io.colours import class_colours
 from patchtree.io.probabilities import BLOCK, write_probabilities
 from patchtree.io.pyramids import TILE, write_class_map
@@ -143,9 +143,8 @@ def predict_slide(
     except InputError as error:
         raise InputError(f"{slide.path}: {error}") from error
     shape, classes = slide.shape, len(config.labels)
-    dtype = np.uint8 if classes <= 256 else np.uint16
     about = f"{key}; {shape}, tokens {tokens}, min_mpp {min_mpp}, smooth {predictor.smooth}, density {config.density}"
-    regions = Regions.open(out, shape, about, _SIDE, dtype, resume=resume)
+    regions = Regions.open(out, shape, about, _SIDE, type_of(classes), resume=resume)
     if isinstance(slide, Lenient):
         slide.keep_log(regions.folder / _BAD_TILES)
     halved = Halved(slide, _CACHE)

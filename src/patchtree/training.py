@@ -238,7 +238,7 @@ def train(
         check_same(out, asked, options)
         built = _tune(build(labels=config.labels, **config.model, classify=classify), options)
     shown = main and (sys.stderr.isatty() if progress is None else progress)
-    parts = _open_data(dataset, config, options, out / CACHE, choose_workers(workers), shown)
+    parts = _open_data(dataset, config, options, out / CACHE, choose_workers(workers), max_time, shown)
     with _nothing_left(out):
         parts.prepare_data()
         parts.setup()
@@ -378,7 +378,13 @@ def _outputs(dataset: DataSet) -> dict[str, int]:
 
 
 def _open_data(
-    dataset: DataSet, config: RunConfig, options: Options, cache: Path, workers: int, shown: bool
+    dataset: DataSet,
+    config: RunConfig,
+    options: Options,
+    cache: Path,
+    workers: int,
+    max_time: float | None,
+    shown: bool,
 ) -> DataModule:
     """Make the data of a run; a bar tells how far the decoding is, where it is shown."""
     bar = partial(track, description="Reading", console=Console(stderr=True), transient=True)
@@ -397,7 +403,7 @@ def _open_data(
         batch_size=options.batch_size,
         workers=workers,
         seed=options.seed,
-        time=config.max_time,
+        time=max_time,
         mean=config.mean or None,
         std=config.std or None,
         progress=bar if shown else None,

@@ -107,6 +107,9 @@ def test_masks_of_nnunets_test_images_have_the_names_of_the_cases(run: Run, two_
     write_channels(folder, "b_0000.tif", "b_0001.tif")
     assert run("predict", two_channels, folder, "--out", tmp_path / "out").code == 0
     assert outputs(tmp_path / "out") == ["a.png", "b.png"]
+    (tmp_path / "list.csv").write_text("path,name\nimagesTs/a_0000.tif,second\n")
+    assert run("predict", two_channels, "--manifest", tmp_path / "list.csv", "--out", tmp_path / "named").code == 0
+    assert outputs(tmp_path / "named") == ["second.png"]
 
 
 def test_frames_that_hold_all_channels_are_images_of_their_own(run: Run, two_channels: Path, tmp_path: Path) -> None:
