@@ -24,7 +24,6 @@ def classify(predictor: Predictor, image: ArrayLike, *, flips: bool = False) -> 
         InputError: the image's channels or type are not the run's, or `Patcher` cannot split it.
     """
     image = np.asarray(image)
-    predictor.check(image.shape[2] if image.ndim == 3 else 1, image.dtype)
     views = [predictor.in_patches(predictor.split(np.flip(image, axes))) for axes in (VIEWS if flips else VIEWS[:1])]
     mean: NDArray[np.float32] = np.mean(views, axis=0)
     return mean

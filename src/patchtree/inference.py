@@ -61,7 +61,6 @@ class Predictor:
         image = np.asarray(image)
         if flips:
             return np.concatenate([likeliest(share) for share in self._bands(image, flips)])
-        self.check(image.shape[2] if image.ndim == 3 else 1, image.dtype)
         patches = self.split(image)
         return paint_ids(self.in_patches(patches), patches.tree, self.smooth)
 
@@ -76,7 +75,6 @@ class Predictor:
 
         A band is all that is held at the image's resolution; the rest is in patches.
         """
-        self.check(image.shape[2] if image.ndim == 3 else 1, image.dtype)
         height, width = image.shape[:2]
         views = []
         for axes in VIEWS if flips else VIEWS[:1]:
@@ -95,7 +93,12 @@ class Predictor:
             yield total
 
     def split(self, image: NDArray[Any]) -> Patches:
-        """Split an image as those that the run was trained on were."""
+        """Split an image as those that the run was trained on were.
+
+        Raises:
+            InputError: the image's channels or type are not the run's, or `Patcher` cannot split it.
+        """
+        self.check(image.shape[2] if image.ndim == 3 else 1, image.dtype)
         with spare_budget_allowed():
             return self.config.patcher_for(image.shape[:2])(np.ascontiguousarray(image))
 
