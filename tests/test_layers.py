@@ -47,6 +47,7 @@ ORDER = (
     "draws",
     "data",
     "image_data",
+    "volume_data",
     "slide_data",
     "ema",
     "muon",

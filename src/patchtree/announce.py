@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from statistics import median
 
 from patchtree.data import DataModule
+from patchtree.errors import say_size
 from patchtree.models.choose import Built
 from patchtree.options import Options
 from patchtree.runs import RunConfig
@@ -18,21 +20,22 @@ def announce(
 ) -> None:
     """Say in three lines what is about to happen."""
     slides = parts.slides if isinstance(parts, SlideModule) else ()
-    height, width = (median(image.shape[axis] for image in slides or parts.images) for axis in (0, 1))
-    area = median(slide.area for slide in slides) if slides else height * width
-    what = ("slide" if slides else "image") + "s" * (len(config.train) != 1)
-    images = (
-        f"{len(config.train)} {what} of {width:.0f} x {height:.0f} px to train on, {len(config.val)} to validate on"
-    )
+    shapes = [image.shape for image in slides or parts.images]
+    shape = [round(median(lengths)) for lengths in zip(*shapes, strict=True)]
+    area = median(slide.area for slide in slides) if slides else prod(shape)
+    kind = "slide" if slides else "volume" if len(shape) == 3 else "image"
+    what = kind + "s" * (len(config.train) != 1)
+    size = say_size(shape, len(shape))
+    images = f"{len(config.train)} {what} of {size} to train on, {len(config.val)} to validate on"
     if isinstance(parts.whole, SlideParts):
         images += f" by {len(parts.whole)} window{'s' * (len(parts.whole) != 1)}"
     say(f"data: {images}; {'no labels' if config.task == 'pretrain' else ', '.join(config.labels)}")
     p, detail = config.model["patch_size"], config.patcher["detail"]["name"]
     tokens = round(options.density * area)
-    whole = not config.window or max(height, width) <= config.window
-    seen = "seen whole" if whole else f"windows of {config.window} px"
-    shown = "for the tissue of a slide" if slides else "an image"
-    say(f"patches: up to {tokens} of {p} x {p} px {shown}, by {detail}; {seen}")
+    whole = not config.window or max(shape) <= config.window
+    seen = "seen whole" if whole else f"windows of {config.window} {'voxels' if kind == 'volume' else 'px'}"
+    shown = "for the tissue of a slide" if slides else f"a {kind}" if kind == "volume" else "an image"
+    say(f"patches: up to {tokens} of {say_size([p] * len(shape), len(shape))} {shown}, by {detail}; {seen}")
     counts = [(weight.numel() / 1e6, weight.requires_grad) for weight in task.model.parameters()]
     weights, trained = sum(count for count, _ in counts), sum(count for count, taught in counts if taught)
     some = f", {trained:.1f} M of them trained" if trained < 0.95 * weights else ""

@@ -148,7 +148,7 @@ def vary_window(window: Window, rng: np.random.Generator) -> Window:
     return replace(window, flip=flip, turns=turns, angle=float(angle), scale=float(scale))
 
 
-def vary_colours(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+def vary_colours(image: NDArray[Any], rng: np.random.Generator, ndim: int = 2) -> NDArray[Any]:
     """Change contrast, brightness, gamma and each channel's strength at random; sometimes saturation, blur, noise.
 
     A channel ``c``, on a scale of 0 to 1, becomes ``(gain * c + lift) ** gamma``: a channel's own gamma scales its
@@ -164,15 +164,21 @@ def vary_colours(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     Args:
         image: ``(h, w)`` or ``(h, w, C)``, uint8, uint16, int16 or float32. 8 bits have the scale of 0 to 255, other
             types that of the image's own minimum to maximum.
+        rng: of the sample.
+        ndim: 3 for a volume, with one more ``d`` in front, whose slices are all changed in the same way.
 
     Returns:
         The same shape and type.
     """
-    colours = Colours.draw(1 if image.ndim == 2 else image.shape[2], rng)
-    varied = colours.apply(image)
+    slices = image if ndim == 3 else image[None]
+    colours = Colours.draw(1 if slices.ndim == 3 else slices.shape[3], rng)
+    flat = slices.reshape(-1, *slices.shape[2:])
+    varied = colours.apply(flat).reshape(slices.shape)
     if colours.blur:
-        varied = _blur(varied, colours.blur)
-    return _add_noise(varied, colours.noise * _range(image), rng) if colours.noise else varied
+        varied = np.stack([_blur(one, colours.blur) for one in varied])
+    if colours.noise:
+        varied = _add_noise(varied.reshape(flat.shape), colours.noise * _range(flat), rng)
+    return varied.reshape(image.shape)
 
 
 def vary_patches(patches: Patches, rng: np.random.Generator) -> Patches:

@@ -20,10 +20,10 @@ _CEILING, _SHOWN = 0.96, 50.0
 _FEWEST, _FEW, _ENOUGH = 1 / 16, 1 << 17, 1 << 20
 # The smallest budget of a whole image.
 LEAST = 64
-# Sides of training windows, in patches of the finest level.
-_WINDOWS = (16, 64)
-# What is looked at of an image at most, in pixels on a side.
-_SIDE = 4096
+# Sides of training windows, in patches of the finest level, of images and of volumes: steps, least and most.
+_WINDOWS = {2: (4, 16, 64), 3: (1, 4, 64)}
+# What is looked at of an image or a volume at most, in pixels on a side.
+_SIDE = {2: 4096, 3: 256}
 # Of the density: windows are drawn at any between the first and the last, images validated at each.
 FRACTIONS = (0.25, 0.5, 1.0)
 # A better score that differs less says nothing: validation images are few, and others may be finer.
@@ -36,24 +36,24 @@ def choose_density(
     """Give the tokens a pixel that suit these images and their labels.
 
     Patches should show what there is to see: from a patch pixel for 16 pixels (a token of 16 x 16 for 4096), or 512
-    tokens for an image of median area, the density doubles until painted patches differ from the image by less than a
-    three hundredth of its range (50 dB), but to no more than `usual_density`. And labels painted from patches cannot be
-    finer than the patches: it doubles on until the best labels that they could hold have a Dice of 0.96 (mean of the
-    foreground classes), or all leaves are of the finest level.
+    such tokens for an image of median area, the density doubles until painted patches differ from the image by less
+    than a three hundredth of its range (50 dB), but to no more than `usual_density`. And labels painted from patches
+    cannot be finer than the patches: it doubles on until the best labels that they could hold have a Dice of 0.96 (mean
+    of the foreground classes), or all leaves are of the finest level.
 
     >>> coarse, fine = (np.tile(np.arange(2048) // width % 2, (2048, 1)).astype(np.uint8) for width in (128, 3))
     >>> [round(1 / choose_density([(255 * ids, ids)], Patcher(detail="residual"), 2)) for ids in (coarse, fine)]
     [4096, 256]
 
     Args:
-        images: image ``(H, W)`` or ``(H, W, C)`` and mask ``(H, W)`` each.
+        images: image ``(H, W)`` or ``(H, W, C)`` and mask ``(H, W)`` each, or volumes, with one more ``D`` in front.
         patcher: its own budget is replaced.
         classes: number of classes, ``K``; 0 is the background.
         ignore: id of pixels without a label.
     """
-    pixels = patcher.patch_size**2
+    pixels: int = patcher.patch_size**patcher.ndim
     area = float(np.median([mask.size for _, mask in images]))
-    usual = pixels * usual_density(area, patcher.patch_size)
+    usual = pixels * usual_density(area, patcher.patch_size, patcher.ndim)
     share = min(usual, max(_FEWEST, _FEW / area))
     while share < usual and not _show_all(images, patcher, share / pixels):
         share = min(usual, 2 * share)
@@ -62,7 +62,7 @@ def choose_density(
     return share / pixels
 
 
-def usual_density(area: float, patch_size: int) -> float:
+def usual_density(area: float, patch_size: int, ndim: int = 2) -> float:
     """Give the tokens a pixel that suit images of which no more is known than their median area.
 
     >>> [round(1 / usual_density(side**2, patch_size=16)) for side in (512, 2048, 8192)]
@@ -71,26 +71,28 @@ def usual_density(area: float, patch_size: int) -> float:
     Args:
         area: in pixels.
         patch_size: pixels on a side of a patch.
+        ndim: 2 for images, 3 for volumes.
     """
-    return min(1.0, max(_FEWEST, _ENOUGH / area)) / patch_size**2
+    return float(min(1.0, max(_FEWEST, _ENOUGH / area)) / patch_size**ndim)
 
 
 def _show_all(images: Sequence[tuple[NDArray[Any], NDArray[Any]]], patcher: Patcher, density: float) -> bool:
     """Whether painted patches differ from each image by next to nothing, against the range of its own values."""
     for image, _ in images:
-        part = np.ascontiguousarray(image[_middle(image.shape)])
+        part = np.ascontiguousarray(image[_middle(image.shape[: patcher.ndim])])
         with spare_budget_allowed():
-            patches = with_budget(patcher, part.shape[:2], density)(part)
+            patches = with_budget(patcher, part.shape[: patcher.ndim], density)(part)
         peak = float(part.max()) - float(part.min())
         if peak and measure_psnr(part, patches, peak) < _SHOWN:
             return False
     return True
 
 
-def _middle(shape: Sequence[int]) -> tuple[slice, slice]:
-    """Give the part of an image that is looked at."""
-    top, left = (max(0, (length - _SIDE) // 2) for length in shape[:2])
-    return slice(top, top + _SIDE), slice(left, left + _SIDE)
+def _middle(shape: Sequence[int]) -> tuple[slice, ...]:
+    """Give the part of an image or a volume that is looked at."""
+    side = _SIDE[len(shape)]
+    starts = (max(0, (length - side) // 2) for length in shape)
+    return tuple(slice(start, start + side) for start in starts)
 
 
 def _ceiling(
@@ -140,15 +142,24 @@ def distinct_fractions(budget: int, least: int, most: int) -> dict[float, int]:
     return {fraction: part for part, fraction in kept.items()}
 
 
-def choose_window(density: float, tokens: int, patch_size: int) -> int:
+def choose_window(density: float, tokens: int, patch_size: int, depth: float | None = None) -> int:
     """Give the side of a training window, in pixels, that holds about as many tokens; from 16 to 64 fine patches.
 
     >>> choose_window(1 / 4096, 300, patch_size=16), choose_window(1 / 600, 300, patch_size=16)
     (1024, 448)
+    >>> [choose_window(1 / 512, 300, patch_size=8, depth=slices) for slices in (200, 20)]
+    [56, 88]
+
+    Args:
+        density: tokens a pixel.
+        tokens: of a window.
+        patch_size: pixels on a side of a patch.
+        depth: slices of the volumes; None: they are images. Windows of few slices are wider.
     """
-    least, most = _WINDOWS
-    fine = sqrt(tokens / density) / patch_size
-    return patch_size * min(most, max(least, round(fine / 4) * 4))
+    step, least, most = _WINDOWS[2 if depth is None else 3]
+    pixels = tokens / density
+    side = sqrt(pixels) if depth is None else max(pixels ** (1 / 3), sqrt(pixels / depth))
+    return patch_size * min(most, max(least, round(side / patch_size / step) * step))
 
 
 def with_budget(
@@ -161,7 +172,7 @@ def with_budget(
 
     Args:
         patcher: its own budget is replaced.
-        shape: ``(H, W)`` in pixels.
+        shape: ``(H, W)`` or ``(D, H, W)``.
         density: tokens a pixel.
         least: smallest budget. The number of roots is a smallest budget too.
         most: largest budget.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Cached:
     Attributes:
         name: the pair's name.
         folder: where its files are.
-        shape: ``(H, W)`` of the image.
+        shape: ``(H, W)`` of the image, or ``(D, H, W)``.
         channels: number of channels.
         pixels: number of pixels of each class, ``K`` of them; none without a mask.
         starts: ``K + 1`` rows of `places` between which a class's are; none without a mask.
@@ -53,7 +54,7 @@ class Cached:
 
     name: str
     folder: Path
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     channels: int
     pixels: tuple[int, ...]
     starts: tuple[int, ...]
@@ -61,15 +62,15 @@ class Cached:
     square: tuple[float, ...]
 
     def image(self) -> NDArray[Any]:
-        """Open the image, ``(H, W)`` or ``(H, W, C)``, as a memory map."""
+        """Open the image, ``(H, W)`` or ``(H, W, C)``, or the volume, one more ``D`` in front, as a memory map."""
         return _open(self.folder / "image.npy")
 
     def mask(self) -> NDArray[Any]:
-        """Open the mask, ``(H, W)`` class ids, as a memory map."""
+        """Open the mask, class ids of the same shape, as a memory map."""
         return _open(self.folder / "mask.npy")
 
     def places(self, label: int) -> NDArray[np.int32]:
-        """Open a random choice of the class's pixels, ``(M, 2)`` rows and columns, at most 10,000."""
+        """Open a random choice of the class's pixels, ``(M, d)`` indices, at most 10,000."""
         return _open(self.folder / "places.npy")[self.starts[label] : self.starts[label + 1]]
 
 
@@ -136,17 +137,18 @@ def _cache_pair(pair: Pair, dataset: DataSet, folder: Path) -> Cached:
 
 def _fill(pair: Pair, dataset: DataSet, own: Path) -> None:
     image = pair.read_image()
-    sample = _sample(image)
+    shape = image.shape[: pair.ndim]
+    sample = _sample(image, len(shape))
     arrays = {"image.npy": image}
     counted: dict[str, Any] = {"pixels": [], "starts": []}
     if pair.label is None:
-        of_mask, counted = _split_mask(pair, dataset, image.shape[:2], seed=int(own.name[:8], 16))
+        of_mask, counted = _split_mask(pair, dataset, shape, seed=int(own.name[:8], 16))
         arrays |= of_mask
     for name, array in arrays.items():
         with replacing(own / name) as temporary:
             np.save(temporary, array)
     about = counted | {
-        "shape": image.shape[:2],
+        "shape": shape,
         "channels": sample.shape[1],
         "mean": sample.mean(axis=0).tolist(),
         "square": np.square(sample).mean(axis=0).tolist(),
@@ -181,12 +183,12 @@ def locate(mask: NDArray[Any], classes: int, seed: int) -> tuple[NDArray[np.int6
     ([6, 3], [[0, 0], [1, 1], [2, 2]])
 
     Args:
-        mask: ``(H, W)`` ids.
+        mask: ``(H, W)`` or ``(D, H, W)`` ids.
         classes: number of classes, ``K``; other ids are passed over.
         seed: of the choice.
 
     Returns:
-        ``(K,)`` counts, and for each class ``(M, 2)`` rows and columns, sorted.
+        ``(K,)`` counts, and for each class ``(M, d)`` indices, sorted.
     """
     rng = np.random.default_rng(seed)
     flat = mask.reshape(-1)
@@ -204,14 +206,14 @@ def locate(mask: NDArray[Any], classes: int, seed: int) -> tuple[NDArray[np.int6
             here = ranks[(ranks >= first) & (ranks < first + counts[number, label])]
             if len(here):
                 found.append(np.flatnonzero(strip == label)[here - first] + number * _STRIP)
-        rows, columns = np.divmod(np.concatenate(found), mask.shape[1])
-        places.append(np.stack([rows, columns], axis=1).astype(np.int32))
+        index = np.unravel_index(np.concatenate(found), mask.shape)
+        places.append(np.stack(index, axis=1).astype(np.int32))
     return pixels, places
 
 
-def _sample(image: NDArray[Any]) -> NDArray[np.float64]:
+def _sample(image: NDArray[Any], ndim: int) -> NDArray[np.float64]:
     """Choose evenly spaced pixels, ``(M, C)``, on the scale of `patchtree.collate`."""
-    flat = image.reshape(image.shape[0] * image.shape[1], -1)
+    flat = image.reshape(math.prod(image.shape[:ndim]), -1)
     # An odd step, so that it does not stay in a few columns of images whose width is a power of two.
     step = len(flat) // _SAMPLES | 1
     return flat[::step].astype(np.float64) / full_scale(image.dtype)

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.errors import InputError, say_size
-from patchtree.io.images import read_image
+from patchtree.files import split_suffix
+from patchtree.io.images import is_volume, read_image
+from patchtree.io.volumes import read_volume
 
 # nnU-Net's folders, whose files are all named so.
 _CASES = ("imagesTr", "imagesTs")
@@ -19,7 +21,7 @@ _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
 def read_channels(files: Sequence[Path], at_least: int = 1) -> NDArray[Any]:
-    """Read an image from one file, or from several that hold its channels, ``(H, W)`` or ``(H, W, C)``.
+    """Read an image from one file, or from several that hold its channels, ``(H, W)`` or ``(H, W, C)``; or a volume.
 
     Args:
         files: in the order of the channels.
@@ -29,20 +31,23 @@ def read_channels(files: Sequence[Path], at_least: int = 1) -> NDArray[Any]:
     Raises:
         InputError: a file cannot be read or is missing, or files differ in size or type.
     """
-    planes: list[NDArray[Any]] = []
+    parts: list[NDArray[Any]] = []
+    ndim, read = (3, read_volume) if is_volume(files[0]) else (2, read_image)
     for path in files:
-        planes.append(read_image(path))
-        if planes[-1].shape[:2] != planes[0].shape[:2] or planes[-1].dtype != planes[0].dtype:
+        parts.append(read(path))
+        if parts[-1].shape[:ndim] != parts[0].shape[:ndim] or parts[-1].dtype != parts[0].dtype:
             raise InputError(
-                f"{path}: {say_size(planes[-1].shape)} of {planes[-1].dtype}, but {files[0].name} is "
-                f"{say_size(planes[0].shape)} of {planes[0].dtype}; give all channels of an image one size and type"
+                f"{path}: {say_size(parts[-1].shape, ndim)} of {parts[-1].dtype}, but {files[0].name} is "
+                f"{say_size(parts[0].shape, ndim)} of {parts[0].dtype}; give all channels of an image one size and type"
             )
-    image = np.concatenate([np.atleast_3d(plane) for plane in planes], axis=2) if len(planes) > 1 else planes[0]
-    found = image.shape[2] if image.ndim == 3 else 1
+    image = parts[0]
+    if len(parts) > 1:
+        image = np.concatenate([part if part.ndim > ndim else part[..., None] for part in parts], axis=-1)
+    found = image.shape[ndim] if image.ndim > ndim else 1
     numbers = [split_channel(path)[1] for path in files]
     missing = next(number for number in range(len(numbers) + 1) if number not in numbers)
     if None not in numbers and (found < at_least or missing < len(numbers) > 1):
-        path = files[0].with_name(f"{split_channel(files[0])[0]}_{missing:04}{files[0].suffix}")
+        path = files[0].with_name(f"{split_channel(files[0])[0]}_{missing:04}{split_suffix(files[0])[1]}")
         raise InputError(f"{path}: is missing, an image has {at_least} channels and there are {found}; name it too")
     return image
 
@@ -68,7 +73,7 @@ def group_channels(files: Iterable[Path], channels: int) -> list[tuple[Path, ...
     cases: dict[tuple[Path, str, str, bool], list[Path]] = {}
     for path in files:
         case, number = split_channel(path)
-        cases.setdefault((path.parent, case, path.suffix, number is None), []).append(path)
+        cases.setdefault((path.parent, case, split_suffix(path)[1], number is None), []).append(path)
     images: list[tuple[Path, ...]] = []
     for group in cases.values():
         if len(group) > 1 and not _has_channels(group, channels):
@@ -89,7 +94,7 @@ def name_of(files: Sequence[Path], name: str) -> str:
         name: what the first file is called, by itself or in a manifest.
     """
     case, number = split_channel(files[0])
-    alone = number == 0 and files[0].parent.name in _CASES and name == files[0].stem
+    alone = number == 0 and files[0].parent.name in _CASES and name == split_suffix(files[0])[0]
     return case if len(files) > 1 or alone else name
 
 
@@ -99,8 +104,9 @@ def split_channel(path: Path) -> tuple[str, int | None]:
     >>> split_channel(Path("scan/liver_7_0001.tif")), split_channel(Path("liver.tif"))
     (('liver_7', 1), ('liver', None))
     """
-    match = _CHANNEL.fullmatch(path.stem)
-    return (match["case"], int(match["channel"])) if match else (path.stem, None)
+    stem, _ = split_suffix(path)
+    match = _CHANNEL.fullmatch(stem)
+    return (match["case"], int(match["channel"])) if match else (stem, None)
 
 
 def group_cases(files: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
@@ -124,8 +130,8 @@ def _has_channels(files: Sequence[Path], channels: int) -> bool:
     """Whether the first file that can be read has all channels of an image in itself."""
     for path in files if channels > 1 else ():
         try:
-            image = read_image(path)
+            image = read_channels([path])
         except InputError:
             continue
-        return image.ndim == 3 and image.shape[2] >= channels
+        return image.ndim == (4 if is_volume(path) else 3) and image.shape[-1] >= channels
     return True

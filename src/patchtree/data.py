@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import warnings
@@ -182,29 +181,41 @@ class Windows(Dataset[Sample]):
         """Draw a sample; `index` may exceed the length, see above."""
         rng = np.random.default_rng((self.seed, *divmod(index, self.length)))
         fraction = self.spread ** -rng.random() if self.spread > 1 else 1.0
-        source, part = self.draw(rng, fraction)
+        source, corner, shape = self.draw(rng, fraction)
+        sample = self.cut(source, corner, shape, fraction, rng)
+        if not self.classes:
+            return sample
+        axes = tuple(range(sample.counts.ndim - 1))
+        shown, known = sample.counts.sum(axes, dtype=np.float64), np.array(source.pixels, np.float64)
+        window, whole = (pixels / max(1.0, pixels.sum()) for pixels in (shown, known))
+        return replace(sample, odds=draw_odds(self._pixels, window, whole, self.foreground))
+
+    def cut(
+        self,
+        source: Cached,
+        corner: NDArray[np.int64],
+        shape: NDArray[np.int64],
+        fraction: float,
+        rng: np.random.Generator,
+    ) -> Sample:
+        """Cut a window, augmented, at this fraction of the density; corner and shape are of a window in the image."""
+        part = Window((int(corner[0]), int(corner[1])), (int(shape[0]), int(shape[1])))
         if self.augment:
             part = vary_window(part, rng)
         patcher = with_budget(self.patcher, part.shape, self.density * fraction)
         if self.augment:
             patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
         if self.levels and suits(patcher, part, source.channels):
-            sample = self._cut_levels(source, align(part), patcher, rng)
-        else:
-            image = take(source.image(), part)
-            mask = take(source.mask(), part, ids=True) if self.classes else None
-            image = vary_colours(image, rng) if self.augment else image
-            at = place(part, source.shape)
-            sample = _sample(patcher, image, mask, source.name, self.classes, self.ignore, *at)
-        if not self.classes:
-            return sample
-        shown, known = sample.counts.sum((0, 1, 2), dtype=np.float64), np.array(source.pixels, np.float64)
-        window, whole = (pixels / max(1.0, pixels.sum()) for pixels in (shown, known))
-        return replace(sample, odds=draw_odds(self._pixels, window, whole, self.foreground))
+            return self._cut_levels(source, align(part), patcher, rng)
+        image = take(source.image(), part)
+        mask = take(source.mask(), part, ids=True) if self.classes else None
+        image = vary_colours(image, rng) if self.augment else image
+        at = place(part, (source.shape[0], source.shape[1]))
+        return cut_sample(patcher, image, mask, source.name, self.classes, self.ignore, *at)
 
     def _cut_levels(self, source: Cached, part: Window, patcher: Patcher, rng: np.random.Generator) -> Sample:
         pixels, tree, counts = cut_window(open_mips(source), part, patcher, self.classes, self.ignore)
-        patches = Patches(pixels, tree, *place(part, source.shape))
+        patches = Patches(pixels, tree, *place(part, (source.shape[0], source.shape[1])))
         patches = vary_patches(patches, rng) if self.augment else patches
         return Sample(patches, counts if self.classes else _NO_COUNTS, source.name)
 
@@ -212,17 +223,23 @@ class Windows(Dataset[Sample]):
     def _pixels(self) -> NDArray[np.int64]:
         return np.array([image.pixels for image in self.images])
 
-    def draw(self, rng: np.random.Generator, fraction: float = 1.0) -> tuple[Cached, Window]:
-        """Choose an image and a window inside it, of such a size that this fraction of the density suits it."""
+    def draw(
+        self, rng: np.random.Generator, fraction: float = 1.0
+    ) -> tuple[Cached, NDArray[np.int64], NDArray[np.int64]]:
+        """Choose an image and a window inside it, of such a size that this fraction of the density suits it.
+
+        Returns:
+            The image, and the window's corner and shape in its pixels.
+        """
         at, label = draw_source(self._pixels, self.foreground, rng)
         source = self.images[at]
         room = np.array(source.shape)
-        shape = np.minimum(round(self.window / math.sqrt(fraction)), room)
+        shape = np.minimum(round(self.window / fraction ** (1 / len(room))), room)
         if label is None:
             corner = rng.integers(room - shape + 1)
         else:
             corner = draw_corner(rng.choice(source.places(label)), shape, room, rng)
-        return source, Window((int(corner[0]), int(corner[1])), (int(shape[0]), int(shape[1])))
+        return source, corner, shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,12 +275,12 @@ class Whole(Dataset[Sample]):
         source, fraction = self.images[at], self.fractions[which]
         patcher = with_budget(self.patcher, source.shape, fraction * self.density, self.least, self.most)
         mask = source.mask() if self.classes else None
-        sample = _sample(patcher, source.image(), mask, source.name, self.classes, self.ignore)
+        sample = cut_sample(patcher, source.image(), mask, source.name, self.classes, self.ignore)
         counts = sample.counts if index < len(self) else np.zeros_like(sample.counts)
         return replace(sample, counts=counts, fraction=fraction)
 
 
-def _sample(
+def cut_sample(
     patcher: Patcher,
     image: NDArray[Any],
     mask: NDArray[Any] | None,
@@ -273,6 +290,10 @@ def _sample(
     origin: tuple[int, ...] | None = None,
     extent: tuple[int, ...] | None = None,
 ) -> Sample:
+    """Patch an image, or a window that lies at `origin` in one of shape `extent`, and count what is under the patches.
+
+    Arguments as of `Windows`; without a mask nothing is counted.
+    """
     with spare_budget_allowed():  # `warn_unmet` says it once for all samples
         patches = patcher(image, origin, extent)
     counts = _NO_COUNTS if mask is None else count_labels(mask, patches.tree, classes, ignore)
@@ -345,6 +366,8 @@ class DataModule(lightning.LightningDataModule):
         progress: shows how far the cache is, such as ``rich.progress.track``.
     """
 
+    windows_of: type[Windows] = Windows
+
     def __init__(
         self,
         train: DataSet,
@@ -371,8 +394,10 @@ class DataModule(lightning.LightningDataModule):
         progress: Callable[[Sequence[Pair]], Iterable[Pair]] | None = None,
     ) -> None:
         super().__init__()
-        if patcher.ndim != 2:
-            raise InputError(f"a patcher with ndim={patcher.ndim} cannot cut the images of a folder; give ndim=2")
+        if patcher.ndim != train.ndim:
+            raise InputError(
+                f"a patcher with ndim={patcher.ndim} cannot cut the images of {train.root}; give ndim={train.ndim}"
+            )
         self.train, self.val = train, val
         self.patcher, self.cache = patcher, Path(cache)
         self.window, self.density, self.spread, self.fractions = window, density, spread, tuple(fractions)
@@ -425,7 +450,7 @@ class DataModule(lightning.LightningDataModule):
         if self.density is None:
             shown = [(image.image(), image.mask()) for image in images[:_LOOKED_AT]]
             self.density = choose_density(shown, self.patcher, len(self.train.labels), self.train.ignore)
-        self.windows = Windows(
+        self.windows = self.windows_of(
             images,
             len(self.train.labels),
             self.patcher,

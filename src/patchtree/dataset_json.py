@@ -16,6 +16,8 @@ _TOP_ID = 65535  # what a mask file holds
 def read_labels(path: Path) -> tuple[dict[str, int], int | None] | None:
     """Read nnU-Net's labels: the classes by id, and the id to ignore; None without the file.
 
+    The Medical Segmentation Decathlon's, ``{"0": "background", "1": "tumour"}``, are the same the other way round.
+
     Raises:
         InputError: the file is damaged, or its ids make no list of classes.
     """
@@ -25,6 +27,8 @@ def read_labels(path: Path) -> tuple[dict[str, int], int | None] | None:
     wanted = '{"labels": {"background": 0, "tumour": 1}}'
     if not isinstance(labels, dict) or not labels:
         raise InputError(f"{path}: has no labels; write {wanted}")
+    if all(isinstance(name, str) and label.isdecimal() for label, name in labels.items()):
+        labels = {name: int(label) for label, name in labels.items()}
     for name, label in labels.items():
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= _TOP_ID:
             raise InputError(

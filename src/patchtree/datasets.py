@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.channels import group_cases, read_channels
+from patchtree.channels import group_cases, read_channels, split_channel
 from patchtree.dataset_json import read_labels, read_legend, read_splits
 from patchtree.errors import InputError, and_more, say_size
+from patchtree.files import split_suffix
 from patchtree.io.annotations.legend import IGNORE, PLAIN, Legend
-from patchtree.io.images import IMAGE_SUFFIXES, image_size, read_mask, refuse_volumes
+from patchtree.io.images import IMAGE_SUFFIXES, VOLUME_SUFFIXES, image_size, is_volume, read_mask
 from patchtree.io.slides import open_slide
+from patchtree.io.volumes import read_grid, read_volume_mask
 from patchtree.slide_sets import UNLABELLED, find_slides, label_names
 
 _JSON = "dataset.json"
@@ -55,16 +57,29 @@ class Pair:
     slide: bool = False
     legend: Legend = PLAIN
 
+    @property
+    def ndim(self) -> int:
+        """Give the number of spatial axes: 3 of a volume."""
+        return 3 if is_volume(self.image) else 2
+
+    def shape(self) -> tuple[int, ...]:
+        """Give the image's ``(H, W)``, or the volume's ``(D, H, W)``, from the header.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return read_shape(self.image)
+
     def read_image(self) -> NDArray[Any]:
-        """Read the image, ``(H, W)`` or ``(H, W, C)``.
+        """Read the image, ``(H, W)`` or ``(H, W, C)``, or the volume, ``(D, H, W)`` or ``(D, H, W, C)``.
 
         Raises:
             InputError: a file cannot be read, or the channels' files differ in size or type.
         """
         return read_channels((self.image, *self.channels))
 
-    def look(self) -> tuple[tuple[int, int, int], str]:
-        """Give the image's shape, (H, W, C), and its type; of a slide only the header is read.
+    def look(self) -> tuple[tuple[int, ...], str]:
+        """Give the image's shape, (H, W, C) or (D, H, W, C), and its type; of a slide only the header is read.
 
         Raises:
             InputError: a file cannot be read.
@@ -72,16 +87,16 @@ class Pair:
         if self.slide:
             with open_slide(self.image) as slide:
                 return (*slide.shape, slide.channels), slide.dtype.name
-        image = np.atleast_3d(self.read_image())
-        return (image.shape[0], image.shape[1], image.shape[2]), image.dtype.name
+        image = self.read_image()
+        return image.shape if image.ndim > self.ndim else (*image.shape, 1), image.dtype.name
 
     def read_mask(self) -> NDArray[Any]:
-        """Read the mask, ``(H, W)`` class ids.
+        """Read the mask, ``(H, W)`` or ``(D, H, W)`` class ids.
 
         Raises:
             InputError: the file cannot be read.
         """
-        ids = read_mask(self.mask)
+        ids = _read_ids(self.mask)
         return np.minimum(ids, 1).astype(np.uint8) if self.white else ids
 
 
@@ -105,6 +120,11 @@ class DataSet:
         return len(self.pairs)
 
     @property
+    def ndim(self) -> int:
+        """Give the number of spatial axes of the images: 3 of volumes."""
+        return self.pairs[0].ndim if self.pairs else 2
+
+    @property
     def slides(self) -> bool:
         """Whether the images are slides."""
         return any(pair.slide for pair in self.pairs)
@@ -116,9 +136,10 @@ def find_data(
     """Find the images of a folder, their masks and the classes.
 
     Two layouts are known: ``images/`` and ``masks/`` with the same stems, and nnU-Net's ``imagesTr/CASE_0000.png`` (one
-    file a channel) with ``labelsTr/CASE.png``, or ``imagesTs/`` and ``labelsTs/`` alone. ``dataset.json`` names the
-    classes: ``{"labels": {"background": 0, "tumour": 1, "ignore": 255}}``, ids 0, 1, ... without gaps, ``ignore`` being
-    no class. Without it the ids in the masks are the classes.
+    file a channel) with ``labelsTr/CASE.png``, or ``imagesTs/`` and ``labelsTs/`` alone. Volumes lie as images do, also
+    as ``imagesTr/CASE.nii.gz`` with all channels in one file. ``dataset.json`` names the classes:
+    ``{"labels": {"background": 0, "tumour": 1, "ignore": 255}}``, ids 0, 1, ... without gaps, ``ignore`` being no
+    class. Without it the ids in the masks are the classes.
 
     Masks of 0 and 255 alone, where 255 has no name, are read as 0 and 1, and a warning says so.
 
@@ -194,7 +215,7 @@ def check_patch_size(shapes: Mapping[Path, Sequence[int]], patch_size: int) -> N
     patchtree.errors.InputError: b.png: is 5 x 7 px, less than a patch of 16; give a smaller one
 
     Args:
-        shapes: ``(H, W)`` of each image.
+        shapes: ``(H, W)`` of each image, or ``(D, H, W)``.
         patch_size: pixels on a side of a patch.
 
     Raises:
@@ -202,8 +223,8 @@ def check_patch_size(shapes: Mapping[Path, Sequence[int]], patch_size: int) -> N
     """
     smallest = min(shapes, key=lambda image: max(shapes[image]), default=None)
     if smallest is not None and patch_size > max(shapes[smallest]):
-        height, width = shapes[smallest]
-        raise InputError(f"{smallest}: is {width} x {height} px, less than a patch of {patch_size}; give a smaller one")
+        size = say_size(shapes[smallest], len(shapes[smallest]))
+        raise InputError(f"{smallest}: is {size}, less than a patch of {patch_size}; give a smaller one")
 
 
 def survey_data(dataset: DataSet) -> tuple[list[str], dict[str, int]]:
@@ -278,6 +299,15 @@ def choose(dataset: DataSet, names: Iterable[str]) -> DataSet:
     return replace(dataset, pairs=tuple(pair for pair in dataset.pairs if pair.name in wanted))
 
 
+def read_shape(path: Path) -> tuple[int, ...]:
+    """Read an image's ``(H, W)`` or a volume's ``(D, H, W)`` from its header.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return read_grid(path).shape if is_volume(path) else image_size(path)
+
+
 def count_ids(path: Path) -> dict[int, int]:
     """Count the pixels of each id in a mask file; what was counted is remembered while the file stays the same.
 
@@ -301,13 +331,15 @@ def _find_pairs(root: Path) -> tuple[Pair, ...]:
         raise InputError(f"{root}: has {images.name}/ but no {masks.name}/; put one mask an image there{hint}")
     mask_files = _by_stem(masks)
     found: dict[str, tuple[Path, ...]] = {}
-    if images.name == "images":
-        found = {stem: (path,) for stem, path in _by_stem(images).items()}
+    files = _by_stem(images)
+    # The Medical Segmentation Decathlon's volumes have all channels in one file, and no number.
+    whole = all(is_volume(path) and split_channel(path)[1] is None for path in files.values())
+    if images.name == "images" or whole:
+        found = {stem: (path,) for stem, path in files.items()}
     else:
-        found = group_cases(_by_stem(images).values())
+        found = group_cases(files.values())
     if not found:
-        refuse_volumes(sorted(images.iterdir()))
-        raise InputError(f"{images}: has no images ({', '.join(IMAGE_SUFFIXES)}); put some there")
+        raise InputError(f"{images}: has no images ({', '.join(IMAGE_SUFFIXES + VOLUME_SUFFIXES)}); put some there")
     alone = sorted(found.keys() - mask_files.keys())
     if alone:
         raise InputError(
@@ -325,17 +357,24 @@ def _find_pairs(root: Path) -> tuple[Pair, ...]:
         raise InputError(
             f"{found[fewer[0]][-1]}: {fewer[0]} has {counts[fewer[0]]} channels, others {most}; add the rest"
         )
+    used = [path for name in sorted(found) for path in (*found[name], mask_files[name])]
+    other = next((path for path in used if is_volume(path) != is_volume(used[0])), None)
+    if other is not None:
+        kinds = [("a volume" if is_volume(path) else "an image") for path in (other, used[0])]
+        raise InputError(f"{other}: is {kinds[0]} and {used[0].name} {kinds[1]}; keep them in folders of their own")
     return tuple(Pair(name, found[name][0], mask_files[name], found[name][1:]) for name in sorted(found))
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
+        known = path.suffix.lower() in IMAGE_SUFFIXES or is_volume(path)
+        if not known or path.name.startswith(".") or not path.is_file():
             continue
-        if path.stem in found:
-            raise InputError(f"{path}: has the same stem as {found[path.stem].name}; rename one of the two")
-        found[path.stem] = path
+        stem, _ = split_suffix(path)
+        if stem in found:
+            raise InputError(f"{path}: has the same stem as {found[stem].name}; rename one of the two")
+        found[stem] = path
     return found
 
 
@@ -362,11 +401,18 @@ def _whitened(dataset: DataSet) -> DataSet:
 
 def _check_pair(pair: Pair, dataset: DataSet, pixels: NDArray[np.int64]) -> list[str]:
     """List what is wrong with a pair, and add its pixels a class."""
-    size = image_size(pair.image)
+    size, ndim = pair.shape(), pair.ndim
     for path in (*pair.channels, pair.mask):
-        other = image_size(path)
+        other = read_shape(path)
         if other != size:
-            return [f"{path}: {say_size(other)}, but {pair.image.name} has {say_size(size)}; make them equal"]
+            sizes = say_size(other, ndim), say_size(size, ndim)
+            return [f"{path}: {sizes[0]}, but {pair.image.name} has {sizes[1]}; make them equal"]
+        if ndim == 3 and not read_grid(pair.image).covers(read_grid(path)):
+            warnings.warn(
+                f"{path}: lies elsewhere than {pair.image.name} by its spacing, origin or direction; voxels are taken "
+                "to be in the same order",
+                stacklevel=2,
+            )
     problems = []
     for label, count in count_ids(pair.mask).items():
         label = min(label, 1) if pair.white else label
@@ -381,13 +427,18 @@ def _check_pair(pair: Pair, dataset: DataSet, pixels: NDArray[np.int64]) -> list
     return problems[:1]
 
 
+def _read_ids(path: Path) -> NDArray[Any]:
+    """Read class ids, of an image or of a volume."""
+    return read_volume_mask(path) if is_volume(path) else read_mask(path)
+
+
 def _all_ids(pairs: tuple[Pair, ...]) -> list[int]:
     return sorted(set().union(*(count_ids(pair.mask) for pair in pairs)))
 
 
 @lru_cache(maxsize=1 << 16)
 def _count_ids(path: Path, size: int, mtime: int) -> dict[int, int]:
-    mask = read_mask(path)
+    mask = _read_ids(path)
     if mask.dtype.itemsize <= 2 and mask.dtype.kind == "u":
         flat = mask.reshape(-1)
         # bincount turns its input into 64-bit integers.

@@ -25,10 +25,11 @@ def and_more(found: Sized, what: str = "more") -> str:
     return f" (and {len(found) - 1} {what})" if len(found) > 1 else ""
 
 
-def say_size(shape: Sequence[int]) -> str:
-    """Say an image's size as people do, width first, from ``(H, W)`` or ``(H, W, C)``.
+def say_size(shape: Sequence[int], ndim: int = 2) -> str:
+    """Say an image's size as people do, width first, from ``(H, W)`` or ``(H, W, C)``; of a volume, ``(D, H, W)``.
 
-    >>> say_size((2848, 4288, 3))
-    '4,288 x 2,848 px'
+    >>> say_size((2848, 4288, 3)), say_size((26, 166, 164), ndim=3)
+    ('4,288 x 2,848 px', '164 x 166 x 26 voxels')
     """
-    return f"{shape[1]:,} x {shape[0]:,} px"
+    lengths = " x ".join(f"{length:,}" for length in reversed(shape[:ndim]))
+    return f"{lengths} {'px' if ndim == 2 else 'voxels'}"

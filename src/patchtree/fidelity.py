@@ -22,7 +22,7 @@ def measure_psnr(image: NDArray[Any], patches: Patches, peak: float | None = Non
     36.4
 
     Args:
-        image: ``(H, W)`` or ``(H, W, C)``.
+        image: ``(H, W)`` or ``(H, W, C)``, or a volume, with one more ``D`` in front.
         patches: of the image.
         peak: what errors are compared with; None: 255 and 65535 for 8 and 16 bits without sign, else the image's range.
     """
@@ -30,7 +30,9 @@ def measure_psnr(image: NDArray[Any], patches: Patches, peak: float | None = Non
     squares = 0.0
     for top in range(0, len(image), _STRIP_ROWS):
         strip = image[top : top + _STRIP_ROWS]
-        painted = tree.paint(patches.pixels, region=(top, 0, top + len(strip), image.shape[1]))
+        rest = tree.shape[1:]
+        region = (top, *(0,) * len(rest), top + len(strip), *rest)
+        painted = tree.paint(patches.pixels, region)
         error = strip.astype(np.float64) - painted
         squares += float(np.vdot(error, error))
     if squares == 0:

@@ -15,7 +15,20 @@ from patchtree.errors import InputError
 
 # A full disk, a quota used up, a file system (or a limit) that takes no larger file.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_TEMPORARY = re.compile(r"\.(?P<stem>.+)-[0-9a-f]{8}(?P<suffix>\.[^.]*)?")
+_TWO = ".nii.gz"
+_TEMPORARY = re.compile(r"\.(?P<stem>.+)-[0-9a-f]{8}(?P<suffix>\.nii\.gz|\.[^.]*)?")
+
+
+def split_suffix(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """Split a file's name into what comes before its suffix and the suffix, which is two of a compressed NIfTI.
+
+    >>> split_suffix("scans/liver_7.nii.gz"), split_suffix("photo.v2.png")
+    (('liver_7', '.nii.gz'), ('photo.v2', '.png'))
+    """
+    path = Path(path)
+    if path.name.lower().endswith(_TWO) and len(path.name) > len(_TWO):
+        return path.name[: -len(_TWO)], path.name[-len(_TWO) :]
+    return path.stem, path.suffix
 
 
 @contextmanager
@@ -43,7 +56,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written, the folder {folder} is read-only; choose another")
     if path.is_dir():
         raise InputError(f"{path}: cannot be written, it is a folder; choose another name")
-    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    stem, suffix = split_suffix(path)
+    temporary = path.with_name(f".{stem}-{uuid.uuid4().hex[:8]}{suffix}")
     try:
         yield temporary
         temporary.replace(path)

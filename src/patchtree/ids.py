@@ -77,7 +77,7 @@ def choose(values: NDArray[np.float32], classes: int) -> Ids:
 
 
 def count_ids(ids: Ids, classes: int) -> NDArray[np.int64]:
-    """Count the pixels of each class, ``(H, W)`` -> ``(K,)``; fast for few classes.
+    """Count the pixels of each class, ``(...)`` -> ``(K,)``; fast for few classes.
 
     >>> count_ids(np.uint8([[0, 2, 2]]), 3).tolist()
     [1, 0, 2]
@@ -85,7 +85,7 @@ def count_ids(ids: Ids, classes: int) -> NDArray[np.int64]:
     import cv2
 
     counts = np.zeros(classes, np.int64)
-    some = cv2.countNonZero(ids)
+    some = cv2.countNonZero(ids.reshape(len(ids), -1))
     if classes == 2:
         counts[1] = some
     elif some:

@@ -53,7 +53,8 @@ class Images(Dataset[Sample]):
         image, patcher = source.image(), self.patcher
         if self.seed is not None:
             rng = np.random.default_rng((self.seed, epoch, at))
-            image = vary_colours(take(image, vary_window(Window((0, 0), source.shape), rng)), rng)
+            height, width = source.shape
+            image = vary_colours(take(image, vary_window(Window((0, 0), (height, width)), rng)), rng)
             patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
         patcher = with_budget(patcher, source.shape, self.density, LEAST, self.most)
         with spare_budget_allowed():

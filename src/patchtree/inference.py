@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from patchtree.tokens import collate
 
 # Numbers that are painted at a time: 256 MiB of float32.
 _BAND = 1 << 26
-# Axes that an image is flipped along.
+# Axes of a plane that an image is flipped along, or each slice of a volume.
 VIEWS: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (0, 1))
 
 
@@ -49,17 +50,18 @@ class Predictor:
     smooth: bool = True
 
     def __call__(self, image: ArrayLike, *, flips: bool = False) -> NDArray[np.uint8 | np.uint16]:
-        """Predict the class of every pixel, ``(H, W)`` ids.
+        """Predict the class of every pixel, ``(H, W)`` ids, or of every voxel, ``(D, H, W)``.
 
         Args:
-            image: ``(H, W)`` or ``(H, W, C)``, as `patchtree.io.images.read_image` gives it.
+            image: ``(H, W)`` or ``(H, W, C)``, as `patchtree.io.images.read_image` gives it; where the run was trained
+                on volumes ``(D, H, W)`` or ``(D, H, W, C)``.
             flips: average over the image, its two mirror images and the half turn.
 
         Raises:
             InputError: the image's channels are not the run's, or `Patcher` cannot split it.
         """
         image = np.asarray(image)
-        if flips:
+        if flips or self.config.ndim == 3:
             return np.concatenate([likeliest(share) for share in self._bands(image, flips)])
         patches = self.split(image)
         return paint_ids(self.in_patches(patches), patches.tree, self.smooth)
@@ -71,23 +73,24 @@ class Predictor:
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def _bands(self, image: NDArray[Any], flips: bool) -> Iterator[NDArray[np.float32]]:
-        """Give the probabilities of one horizontal band after the other, ``(h, W, K)``.
+        """Give the probabilities of one horizontal band after the other, ``(h, W, K)``, or of some slices.
 
         A band is all that is held at the image's resolution; the rest is in patches.
         """
-        height, width = image.shape[:2]
+        height, *rest = image.shape[: self.config.ndim]
         views = []
-        for axes in VIEWS if flips else VIEWS[:1]:
+        for plane in VIEWS if flips else VIEWS[:1]:
+            axes = tuple(axis + self.config.ndim - 2 for axis in plane)
             patches = self.split(np.flip(image, axes))
             views.append((axes, painter(self.in_patches(patches), patches.tree, self.smooth)))
-        rows = max(1, _BAND // (width * len(self.config.labels)))
+        rows = max(1, _BAND // (math.prod(rest) * len(self.config.labels)))
         for top in range(0, height, rows):
             bottom = min(height, top + rows)
             (_, first), *others = views
-            total = first.paint((top, 0, bottom, width))
+            total = first.paint((top, *(0 for _ in rest), bottom, *rest))
             for axes, view in others:
                 low, high = (height - bottom, height - top) if 0 in axes else (top, bottom)
-                total += np.flip(view.paint((low, 0, high, width)), axes)
+                total += np.flip(view.paint((low, *(0 for _ in rest), high, *rest)), axes)
             if others:
                 total /= len(views)
             yield total
@@ -98,9 +101,10 @@ class Predictor:
         Raises:
             InputError: the image's channels or type are not the run's, or `Patcher` cannot split it.
         """
-        self.check(image.shape[2] if image.ndim == 3 else 1, image.dtype)
+        ndim = self.config.ndim
+        self.check(image.shape[ndim] if image.ndim > ndim else 1, image.dtype)
         with spare_budget_allowed():
-            return self.config.patcher_for(image.shape[:2])(np.ascontiguousarray(image))
+            return self.config.patcher_for(image.shape[:ndim])(np.ascontiguousarray(image))
 
     def in_patches(self, patches: Patches) -> NDArray[np.float32]:
         """Predict the probability of each class at every patch pixel, ``(N, p, p, K)``, or of the image, ``(K,)``."""

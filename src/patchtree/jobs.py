@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from patchtree.errors import InputError
-from patchtree.files import replacing
-from patchtree.io.images import IMAGE_SUFFIXES, refuse_volumes
+from patchtree.files import replacing, split_suffix
+from patchtree.io.images import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
 from patchtree.io.paip import without_masks
 from patchtree.io.slides import is_slide, is_tiff
 from patchtree.io.slides.source import is_url
@@ -80,7 +80,7 @@ def find_inputs(
     for path in paths:
         try:
             for one in _expand(os.fspath(path)):
-                found.setdefault(one, Input(one, Path(one).stem))
+                found.setdefault(one, Input(one, split_suffix(one)[0]))
         except InputError as error:
             errors.append(error)
     if manifest is not None:
@@ -257,8 +257,7 @@ def _expand(path: str) -> list[str]:
         return matches
     inside = _open_folder(path)
     if not inside:
-        refuse_volumes(sorted(Path(path).iterdir()))
-        suffixes = ", ".join(IMAGE_SUFFIXES + SLIDE_SUFFIXES)
+        suffixes = ", ".join(IMAGE_SUFFIXES + SLIDE_SUFFIXES + VOLUME_SUFFIXES)
         raise InputError(f"{path}: a folder without images or slides ({suffixes}); name one that has some")
     return inside
 
@@ -283,7 +282,7 @@ def _open_folder(path: str) -> list[str]:
 def _is_input(entry: os.DirEntry[str]) -> bool:
     """Whether something in a folder is an image or a slide: by its suffix, damaged or not, else by what it is."""
     suffix = Path(entry.name).suffix.lower()
-    if suffix in IMAGE_SUFFIXES + SLIDE_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES + SLIDE_SUFFIXES or is_volume(entry.name):
         return entry.is_dir() == (suffix == ".zarr")
     return (entry.is_dir() or is_tiff(entry.path)) and is_slide(entry.path)
 
@@ -301,7 +300,7 @@ def _read_row(manifest: Path, line: int, row: Mapping[str | None, Any]) -> Input
     if not cells["path"]:
         raise InputError(f"{where} has no path; name a file, or delete the line")
     path = cells["path"] if is_url(cells["path"]) else str(manifest.parent / cells["path"])
-    name = cells["name"] or Path(path).stem
+    name = cells["name"] or split_suffix(path)[0]
     if name != Path(name).name or name.startswith("."):
         raise InputError(f"{where}: {name!r} is no name for outputs; use one without folders and no dot in front")
     try:

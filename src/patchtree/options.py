@@ -15,10 +15,9 @@ from patchtree.cache import cache_data
 from patchtree.datasets import DataSet, split_data
 from patchtree.detail import from_dict, to_dict
 from patchtree.errors import InputError
-from patchtree.io.images import image_size
 from patchtree.models.choose import pretrained
 from patchtree.models.precision import HALF, choose_precision
-from patchtree.patcher import Patcher
+from patchtree.patcher import PATCH_SIZES, Patcher
 from patchtree.slide_data import choose_side, density_of
 from patchtree.slide_sources import look_at
 
@@ -79,7 +78,7 @@ def choose_options(
     muon = not (classify or trained) and model.startswith("patchtree:")
     values: dict[str, Any] = {
         "task": "segment",
-        "patch_size": 16,
+        "patch_size": PATCH_SIZES[dataset.ndim],
         "budget": 1,  # and the window: see look_at_data
         "detail": "residual",
         "model": model,
@@ -100,7 +99,7 @@ def choose_options(
     for name in ("window", "batch_size", "lr", "layer_decay"):
         if not 0 < values[name] < math.inf:
             raise InputError(f"{name} {values[name]} is not possible; give more than 0")
-    patcher = Patcher(values["patch_size"], values["budget"], detail=values["detail"])
+    patcher = Patcher(values["patch_size"], values["budget"], detail=values["detail"], ndim=dataset.ndim)
     values["detail"] = patcher.to_dict()["detail"]
     return Options(**values, density=0.0, samples=0)
 
@@ -122,26 +121,29 @@ def look_at_data(
     """Choose budget and window, if they were not asked for, by a few of the images to train on and their masks."""
     if dataset.slides:
         return _look_at_slides(dataset, options, asked, accelerator)
-    areas = [prod(image_size(pair.image)) for pair in dataset.pairs]
+    shapes = [pair.shape() for pair in dataset.pairs]
+    areas = [prod(shape) for shape in shapes]
     if options.task == "classify":
         train, _ = split_data(dataset, HELD_OUT, options.seed)
         enough = min(_window_tokens(accelerator), max(_FEW, round(median(areas) / _AREA)))
         budget = options.budget if asked["budget"] is not None else enough
         return replace(options, budget=budget, window=0, density=budget / median(areas), samples=len(train))
     if asked["budget"] is None and options.task == "pretrain":
-        density = usual_density(median(areas), options.patch_size)
+        density = usual_density(median(areas), options.patch_size, dataset.ndim)
         options = replace(options, budget=max(1, round(density * median(areas))))
     elif asked["budget"] is None:
         train, _ = split_data(dataset, HELD_OUT, options.seed)
         images = cache_data(replace(train, pairs=train.pairs[:_LOOKED_AT]), cache)
-        patcher = Patcher(options.patch_size, detail=from_dict(options.detail))
+        patcher = Patcher(options.patch_size, detail=from_dict(options.detail), ndim=dataset.ndim)
         shown = [(image.image(), image.mask()) for image in images]
         density = choose_density(shown, patcher, len(dataset.labels), dataset.ignore)
         options = replace(options, budget=max(1, round(density * median(areas))))
     density = options.budget / median(areas)
     if asked["window"] is None:
-        options = replace(options, window=choose_window(density, _window_tokens(accelerator), options.patch_size))
-    windows = sum(max(1.0, area / options.window**2) for area in areas) * (1 - HELD_OUT)
+        depth = None if dataset.ndim == 2 else median(shape[0] for shape in shapes)
+        tokens = _window_tokens(accelerator)
+        options = replace(options, window=choose_window(density, tokens, options.patch_size, depth))
+    windows = sum(max(1.0, area / options.window**dataset.ndim) for area in areas) * (1 - HELD_OUT)
     return replace(options, density=density, samples=math.ceil(windows))
 
 
@@ -171,7 +173,7 @@ def choose_reach(dataset: DataSet, options: Options) -> int:
     A window of a slide, or an image that has a class, is predicted as it was trained with.
     """
     alike = options.task == "classify" or bool(dataset.slides)
-    return 0 if alike else max(_LEAST_REACH, round(2 * options.density * options.window**2))
+    return 0 if alike else max(_LEAST_REACH, round(2 * options.density * options.window**dataset.ndim))
 
 
 def check_same(out: Path, asked: Mapping[str, Any], options: Options) -> None:

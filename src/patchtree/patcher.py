@@ -86,6 +86,10 @@ class Patches:
             raise InputError(f"{path}: not a patches file ({error}); write it with Patches.save") from error
 
 
+# Pixels on a side of a patch that suit images and volumes: of both, a patch has about as many.
+PATCH_SIZES = {2: 16, 3: 8}
+
+
 @dataclass(frozen=True)
 class Patcher:
     """Split an image into adaptive patches.

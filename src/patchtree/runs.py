@@ -81,6 +81,11 @@ class RunConfig:
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
+    @property
+    def ndim(self) -> int:
+        """Give the number of spatial axes: 2 of images, 3 of volumes."""
+        return int(self.patcher["ndim"])
+
     def patcher_for(self, shape: tuple[int, ...]) -> Patcher:
         """Make the patcher of a whole image, its budget in proportion to the area.
 
@@ -89,7 +94,7 @@ class RunConfig:
         1024
 
         Args:
-            shape: ``(H, W)`` in pixels.
+            shape: ``(H, W)`` in pixels, or ``(D, H, W)``.
         """
         return with_budget(Patcher.from_dict(self.patcher), shape, self.density, self.least, self.most)
 

@@ -33,7 +33,6 @@ from patchtree.detail import Detail, from_dict
 from patchtree.ema import Average
 from patchtree.errors import InputError
 from patchtree.image_data import ImageData
-from patchtree.io.images import image_size
 from patchtree.labelled import check_labelled, find_labelled
 from patchtree.machines import check_machines, choose_workers, quiet
 from patchtree.models.choose import Built, build
@@ -67,6 +66,7 @@ from patchtree.slide_data import SlideModule
 from patchtree.slide_sources import check_slides, median_mpp
 from patchtree.tasks import ImageTask, MaskedTask, Task
 from patchtree.unlabelled import find_unlabelled
+from patchtree.volume_data import VolumeModule
 
 _DEFAULT_TIME = 3600.0
 _CLIP = 1.0
@@ -222,7 +222,7 @@ def train(
         if task != "pretrain":
             (check_labelled if classify else check_slides if dataset.slides else check_data)(dataset)
         options = choose_options(dataset, asked, accelerator, max_time)
-        shapes = {pair.image: image_size(pair.image) for pair in dataset.pairs if not pair.slide}
+        shapes = {pair.image: pair.shape() for pair in dataset.pairs if not pair.slide}
         check_patch_size(shapes, options.patch_size)
         # What the model refuses is told before all images are decoded.
         built = _build(dataset, options)
@@ -374,7 +374,7 @@ def _check_out(out: Path, resume: bool) -> None:
 
 def _outputs(dataset: DataSet) -> dict[str, int]:
     """Name what the model gives a pixel: classes or, where nothing is labelled, the channels that it paints."""
-    return dataset.labels or {f"channel {channel}": channel for channel in range(dataset.pairs[0].look()[0][2])}
+    return dataset.labels or {f"channel {channel}": channel for channel in range(dataset.pairs[0].look()[0][-1])}
 
 
 def _open_data(
@@ -388,7 +388,11 @@ def _open_data(
 ) -> DataModule:
     """Make the data of a run; a bar tells how far the decoding is, where it is shown."""
     bar = partial(track, description="Reading", console=Console(stderr=True), transient=True)
-    return (ImageData if options.task == "classify" else SlideModule if dataset.slides else DataModule)(
+    if options.task == "classify":
+        kind: type[DataModule] = ImageData
+    else:
+        kind = SlideModule if dataset.slides else VolumeModule if dataset.ndim == 3 else DataModule
+    return kind(
         choose(dataset, config.train),
         choose(dataset, config.val),
         Patcher.from_dict(config.patcher),
@@ -456,7 +460,9 @@ def _plan(dataset: DataSet, options: Options) -> RunConfig:
         channels=0,
         mean=(),
         std=(),
-        patcher=Patcher(options.patch_size, options.budget, detail=from_dict(options.detail)).to_dict(),
+        patcher=Patcher(
+            options.patch_size, options.budget, detail=from_dict(options.detail), ndim=dataset.ndim
+        ).to_dict(),
         density=options.density,
         model={},
         window=options.window,
@@ -498,8 +504,9 @@ def _build(dataset: DataSet, options: Options) -> Built:
     built = build(
         options.model,
         _outputs(dataset),
-        channels=dataset.pairs[0].look()[0][2],
+        channels=dataset.pairs[0].look()[0][-1],
         patch_size=options.patch_size,
+        ndim=dataset.ndim,
         head=options.head,
         weights=options.weights,
         classify=options.task == "classify",
@@ -517,5 +524,5 @@ def _tune(built: Built, options: Options) -> Built:
     freeze(built.model, built.depths, options.freeze)
     if options.lora:
         add_lora(built.model, built.depths, options.lora)
-    freeze_unused(built.model, trial_tokens(built.config["channels"], options.patch_size))
+    freeze_unused(built.model, trial_tokens(*(built.config[name] for name in ("channels", "patch_size", "ndim"))))
     return built

@@ -394,7 +394,7 @@ def test_missing_folder_empty_and_no_image(tmp_path: Path, read: Any) -> None:
         ("empty.png", r"empty\.png: is empty \(0 bytes\); copy or export it again"),
         ("text.png", r"text\.png: not an image in PNG, JPEG, .*; convert it"),
         ("short.png", r"short\.png: not an image in PNG, JPEG, .*; convert it"),
-        ("ct.nii.gz", r"ct\.nii\.gz: is a volume; save each slice as a TIFF"),
+        ("ct.nii.gz", r"ct\.nii\.gz: is a volume, and an image is wanted"),
         ("text.png/a.png", r"a\.png: cannot be read, not a directory; check the file"),
     ]:
         with pytest.raises(InputError, match=words):

@@ -37,7 +37,7 @@ _QUIET = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWa
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 Inputs = Annotated[
     list[str] | None,
-    typer.Argument(metavar="IMAGE...", help="Images, slides, folders of them, quoted patterns, URLs."),
+    typer.Argument(metavar="IMAGE...", help="Images, volumes, slides, folders of them, quoted patterns, URLs."),
 ]
 Manifest = Annotated[
     Path | None,
@@ -254,11 +254,13 @@ def gather_inputs(paths: Sequence[str] | None, manifest: Path | None) -> tuple[l
 
 def opens_as_slide(one: Input) -> bool:
     """Tell whether an input is opened as a slide; what only looks like one is, to be told what is wrong with it."""
-    from patchtree.io.images import IMAGE_SUFFIXES, is_still
+    from patchtree.io.images import IMAGE_SUFFIXES, is_still, is_volume
     from patchtree.io.slides import is_slide
     from patchtree.io.slides.source import is_url
     from patchtree.jobs import SLIDE_SUFFIXES
 
+    if is_volume(one.path):
+        return False
     suffix = Path(one.path).suffix.lower()
     # Some scanners' files begin as a JPEG does.
     if not is_url(one.path) and (suffix in IMAGE_SUFFIXES or (suffix not in SLIDE_SUFFIXES and is_still(one.path))):
@@ -303,14 +305,14 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def describe_size(shape: Sequence[int]) -> str:
-    """Say an image's size and channels in words, from ``(H, W)`` or ``(H, W, C)``.
+def describe_size(shape: Sequence[int], ndim: int = 2) -> str:
+    """Say an image's size and channels in words, from ``(H, W)`` or ``(H, W, C)``; a volume has a ``D`` in front.
 
-    >>> describe_size((2848, 4288, 3))
-    '4,288 x 2,848 px, 3 channels'
+    >>> describe_size((2848, 4288, 3)), describe_size((26, 166, 164), ndim=3)
+    ('4,288 x 2,848 px, 3 channels', '164 x 166 x 26 voxels, 1 channel')
     """
-    channels = shape[2] if len(shape) > 2 else 1
-    return f"{say_size(shape)}, {channels} channel{'s' if channels > 1 else ''}"
+    channels = shape[ndim] if len(shape) > ndim else 1
+    return f"{say_size(shape, ndim)}, {channels} channel{'s' if channels > 1 else ''}"
 
 
 def describe_mpp(mpp: Sequence[float] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,8 +33,8 @@ def info(
 ) -> None:
     """Say what a file, a data folder or a run is; of a folder of images, each.
 
-    Of an image: shape, type, range and noise (the standard deviation, estimated
-    from the finest details); of a mask also the share of each id. Of a slide:
+    Of an image or a volume: shape, type, range and noise (the standard
+    deviation, estimated from the finest details); of a mask also the share of each id. Of a slide:
     what it is and what reads it, its levels with their true downsamples, its
     pixel size. Of a data folder: images, labels and their shares of the pixels
     (of the images, where labels.csv gives each a class), the split that
@@ -128,7 +129,7 @@ def _outputs(path: str) -> dict[str, Any]:
 def _data(path: str) -> dict[str, Any]:
     from patchtree.datasets import check_patch_size, find_data, split_data, survey_data
     from patchtree.labelled import TABLE, find_labelled, survey_labelled
-    from patchtree.patcher import Patcher
+    from patchtree.patcher import PATCH_SIZES
     from patchtree.slide_sources import survey_slides
 
     # Beside masks the table may be of something else.
@@ -158,7 +159,7 @@ def _data(path: str) -> dict[str, Any]:
         problems.append(f"{path}: {found}; give all images the same channels and type")
     if not dataset.slides:
         try:
-            check_patch_size(shapes, Patcher().patch_size)
+            check_patch_size(shapes, PATCH_SIZES[dataset.ndim])
         except InputError as error:
             problems.append(str(error))
     parts: dict[str, list[str]] = {"train": [], "val": []}
@@ -167,7 +168,7 @@ def _data(path: str) -> dict[str, Any]:
         parts = {name: [pair.name for pair in part.pairs] for name, part in zip(parts, split, strict=True)}
     except InputError as error:
         problems.append(str(error))
-    sizes = sorted(shapes.values(), key=lambda shape: shape[0] * shape[1])
+    sizes = sorted(shapes.values(), key=math.prod)
     total = max(1, sum(pixels.values()))
     return {
         "kind": "data",
@@ -187,20 +188,22 @@ def _data(path: str) -> dict[str, Any]:
 def _image(path: str) -> dict[str, Any]:
     import numpy as np
 
+    from patchtree.channels import read_channels
     from patchtree.detail import estimate_noise
-    from patchtree.io.images import read_image
+    from patchtree.io.images import is_volume
     from patchtree.io.slides import pixel_size
+    from patchtree.io.volumes import read_grid
 
-    image = read_image(path)
-    mpp = pixel_size(path)
-    pixels = image if image.ndim == 3 else image[..., None]
-    axes = (0, 1)
+    image = read_channels([Path(path)])
+    kind, axes = ("volume", (0, 1, 2)) if is_volume(path) else ("image", (0, 1))
+    name, lengths = ("spacing", read_grid(path).spacing) if kind == "volume" else ("mpp", pixel_size(path))
+    pixels = image if image.ndim > len(axes) else image[..., None]
     return {
-        "kind": "image",
+        "kind": kind,
         "shape": list(image.shape),
         "dtype": str(image.dtype),
         "bytes": image.nbytes,
-        **({} if mpp is None else {"mpp": [_round(size) for size in mpp]}),
+        **({} if lengths is None else {name: [_round(size) for size in lengths]}),
         "lowest": [_round(value) for value in pixels.min(axes)],
         "mean": [_round(value) for value in pixels.mean(axes, dtype=np.float64)],
         "highest": [_round(value) for value in pixels.max(axes)],
@@ -330,6 +333,8 @@ def _describe(result: dict[str, Any]) -> list[str]:
         lines["mpp"] = [f"{_say(result['mpp'])} µm" if result["mpp"] else "none"]
     elif "mpp" in result:
         lines["mpp"] = [f"{_say(result['mpp'])} µm"]
+    elif "spacing" in result:
+        lines["spacing"] = [f"{_say(result['spacing'])} mm"]
     width = max(map(len, lines))
     return [
         f"  {name if at == 0 else '':{width}}  {line}" for name, part in lines.items() for at, line in enumerate(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,8 @@ from patchtree.cli.common import (
 )
 from patchtree.cli.many import Job, at_once, do_jobs
 from patchtree.errors import InputError, say_size
-from patchtree.patcher import Patcher, Patches
+from patchtree.io.images import is_volume
+from patchtree.patcher import PATCH_SIZES, Patcher, Patches
 from patchtree.patches import cut
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def patch(
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     images: Inputs = None,
     patch_size: Annotated[
-        int | None, typer.Option(help=f"Pixels on a side of a patch. (default {Patcher.patch_size})")
+        int | None, typer.Option(help=f"Pixels on a side of a patch. (default {Patcher.patch_size}, of volumes 8)")
     ] = None,
     budget: Annotated[
         int | None, typer.Option(help=f"The most patches to make of an image. (default {Patcher.budget})")
@@ -76,13 +78,14 @@ def patch(
     workers: Workers = None,
     json: Json = False,
 ) -> None:
-    """Split images and slides into adaptive patches.
+    """Split images, volumes and slides into adaptive patches.
 
     For each image writes STEM.npz (patches and tree) and STEM_leaves.png (the
     leaves drawn on the image), and says how many patches there are, how large
     their leaves, what uniform patches would take, how well the patches show the
     image (PSNR of painting them back; in JSON null where they show it exactly),
-    and where the time went. (`patchtree train` refines by residual.)
+    and where the time went. Of a volume the picture shows the middle slice.
+    (`patchtree train` refines by residual.)
 
     A slide is read only where there is something to see. Instead of the PSNR,
     which would take reading all of it, the share that was read and the share of
@@ -129,10 +132,10 @@ def patch_input(
     must_fit: bool = False,
     skip_bad_tiles: bool = False,
 ) -> dict[str, Any]:
-    """Patch an image or a slide, write what comes of it, and measure it.
+    """Patch an image, a volume or a slide, write what comes of it, and measure it.
 
     Args:
-        source: the image or slide.
+        source: the image, volume or slide.
         patcher: what to do with it.
         arrays: where the patches go.
         picture: where the picture of the leaves goes.
@@ -144,6 +147,12 @@ def patch_input(
     Returns:
         What ``patch --json`` prints of it.
     """
+    if is_volume(source.path):
+        if (source.mpp, min_mpp) != (None, None):
+            raise InputError(f"{source.path}: is a volume, and --mpp and --min-mpp are for slides; leave them out")
+        size = patcher.patch_size if must_fit else PATCH_SIZES[3]
+        patcher = replace(patcher, ndim=3, patch_size=size)
+        return patch_image(Path(source.path), patcher, arrays, picture, must_fit)
     if min_mpp is None and not opens_as_slide(source):
         return patch_image(Path(source.path), patcher, arrays, picture, must_fit)
     with open_input(source, skip_bad_tiles) as slide:
@@ -151,10 +160,10 @@ def patch_input(
 
 
 def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path, must_fit: bool = False) -> dict[str, Any]:
-    """Patch one image, write what comes of it, and measure it.
+    """Patch one image or volume, write what comes of it, and measure it.
 
     Args:
-        path: the image.
+        path: the image or volume.
         patcher: what to do with it.
         arrays: where the patches go.
         picture: where the picture of the leaves goes.
@@ -165,14 +174,16 @@ def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path, must_
     """
     import numpy as np
 
+    from patchtree.channels import read_channels
+    from patchtree.datasets import read_shape
     from patchtree.fidelity import measure_psnr
-    from patchtree.io.images import image_size, read_image, write_image
+    from patchtree.io.images import write_image
     from patchtree.show import show
 
     if must_fit:
-        _check_fit(path, patcher, image_size(path))
+        _check_fit(path, patcher, read_shape(path))
     times = [perf_counter()]
-    image = read_image(path)
+    image = read_channels([path])
     times.append(perf_counter())
     try:
         tree = patcher.plan(image)
@@ -186,6 +197,7 @@ def patch_image(path: Path, patcher: Patcher, arrays: Path, picture: Path, must_
     psnr = measure_psnr(image, patches)
     return {
         "image": str(path),
+        **({"kind": "volume"} if patcher.ndim == 3 else {}),
         "shape": list(image.shape),
         "dtype": str(image.dtype),
         **_count(tree),
@@ -242,11 +254,11 @@ def patch_slide(
     }
 
 
-def _check_fit(path: str | Path, patcher: Patcher, shape: tuple[int, int]) -> None:
+def _check_fit(path: str | Path, patcher: Patcher, shape: tuple[int, ...]) -> None:
     """Refuse what is smaller than one patch."""
     if patcher.patch_size > max(shape):
         raise InputError(
-            f"{path}: patch size {patcher.patch_size} is larger than the image of {say_size(shape)}; "
+            f"{path}: patch size {patcher.patch_size} is larger than the image of {say_size(shape, len(shape))}; "
             f"give at most {max(shape)}"
         )
 
@@ -256,7 +268,7 @@ def _count(tree: Tree) -> dict[str, Any]:
     import numpy as np
 
     side = tree.patch_size
-    uniform = -(-tree.shape[0] // side) * -(-tree.shape[1] // side)
+    uniform = math.prod(-(-length // side) for length in tree.shape)
     sizes, counts = np.unique(tree.sizes(), return_counts=True)
     return {
         "patches": len(tree),
@@ -288,20 +300,21 @@ def _measure_tissue(tree: Tree, patcher: Patcher) -> dict[str, Any]:
 
 def _describe(result: dict[str, Any]) -> str:
     """Say in a few lines what became of an image or a slide."""
-    side, count = result["patch_size"], result["patches"]
+    side, count, ndim = result["patch_size"], result["patches"], 3 if result.get("kind") == "volume" else 2
     times = result["seconds"]
     mpp = result.get("mpp")
     most = max(result["leaves"].values())
     fewer = result["reduction"]
     lines = [
-        f"{result['image']}: {describe_size(result['shape'])}, {result['dtype']}{describe_mpp(mpp)}",
-        f"  patches  {count:,} of {side} x {side} px; "
+        f"{result['image']}: {describe_size(result['shape'], ndim)}, {result['dtype']}{describe_mpp(mpp)}",
+        f"  patches  {count:,} of {say_size([side] * ndim, ndim)}; "
         f"{result['uniform']:,} if they were uniform ({fewer:,.{1 if fewer < 100 else 0}f} times)",
     ]
     for at, (size, number) in enumerate(result["leaves"].items()):
         bar = "█" * max(1, round(_BLOCKS * number / most))
         scale = f"{int(size) // side * mpp[0]:>8.3g} µm/px" if mpp else ""
-        lines.append(f"  {'leaves' if at == 0 else '':7}{size:>6} px{scale} {number:>9,}  {bar}")
+        unit = "px" if ndim == 2 else "voxels"
+        lines.append(f"  {'leaves' if at == 0 else '':7}{size:>6} {unit}{scale} {number:>9,}  {bar}")
     if "psnr" in result:
         psnr = "exact (inf dB)" if result["psnr"] is None else f"{result['psnr']:.2f} dB PSNR"
         lines.append(f"  painted  {psnr}")

@@ -40,6 +40,7 @@ from patchtree.cli.common import (
 )
 from patchtree.cli.many import Job, Report, at_once, do_jobs
 from patchtree.errors import InputError
+from patchtree.io.images import is_volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,7 +101,8 @@ def predict(
         bool,
         typer.Option(
             "--probabilities",
-            help="Also write STEM_probabilities.tif: float32, one channel a class; of a slide .zarr: OME-Zarr, 8 bits.",
+            help="Also write STEM_probabilities.tif: float32, one channel a class; of a slide .zarr: OME-Zarr, 8 bits; "
+            "of a volume in its own format.",
         ),
     ] = False,
     geojson: Annotated[
@@ -124,12 +126,15 @@ def predict(
     workers: Workers = None,
     json: Json = False,
 ) -> None:
-    """Predict the masks of images and slides, or the classes of images, with a trained run.
+    """Predict the masks of images, volumes and slides, or the classes of images, with a trained run.
 
     For each image writes STEM.png, a mask of class ids of the image's own size
     (STEM.tif where the image is too large for PNG). nnU-Net's CASE_0000.tif,
     CASE_0001.tif, ... are one image where the run was trained on as many
     channels; its mask is CASE.png, and so is that of imagesTs/CASE_0000.tif.
+
+    For a volume writes STEM with the volume's own suffix (.nii.gz, .nrrd, .mha),
+    in the same place in space. Its overlay is of the slice with most in it.
 
     For a slide writes STEM.tif, a pyramid of class ids with the slide's pixel
     size. Its tissue is predicted window by window; what is glass is of class 0.
@@ -153,6 +158,14 @@ def predict(
         refuse(resume=resume, num_parts=num_parts != 1, part_id=part_id is not None, workers=workers)
         refuse(skip_bad_tiles=skip_bad_tiles)
         return predict_labels(predictor, inputs, out, flips, json, failed)
+    volumes = predictor.config.ndim == 3
+    if volumes and geojson:
+        raise InputError(f"{run}: was trained on volumes, and --geojson is for images and slides; leave it out")
+    for one in [one for one in inputs if is_volume(one.path) != volumes]:
+        inputs.remove(one)
+        failed += 1
+        kinds = ("no volume", "volumes") if volumes else ("a volume", "images")
+        tell_error(InputError(f"{one.path}: is {kinds[0]}, and {run} was trained on {kinds[1]}; name another run"))
     slides: list[Input] = []
     others: list[Input] = []
     for one in inputs:
@@ -182,7 +195,7 @@ def predict(
 
 
 def predict_image(files: Sequence[Path], predictor: Predictor, wanted: Wanted, flips: bool = False) -> dict[str, Any]:
-    """Predict one image, and write its mask and, where that was asked for, its probabilities.
+    """Predict one image or volume, and write its mask and, where that was asked for, its probabilities.
 
     Args:
         files: the image, or its channels.
@@ -196,6 +209,7 @@ def predict_image(files: Sequence[Path], predictor: Predictor, wanted: Wanted, f
     from patchtree.channels import read_channels
     from patchtree.ids import count_ids, likeliest
     from patchtree.io.images import write_image, write_mask
+    from patchtree.io.volumes import read_grid, write_volume
 
     started = perf_counter()
     image = read_channels(files, at_least=predictor.config.channels)
@@ -208,9 +222,12 @@ def predict_image(files: Sequence[Path], predictor: Predictor, wanted: Wanted, f
     except InputError as error:
         raise InputError(f"{files[0]}: {error}") from error
     labels = predictor.config.labels
+    write_shares, write_ids = write_image, write_mask
+    if predictor.config.ndim == 3:
+        write_shares = write_ids = partial(write_volume, grid=read_grid(files[0]))
     if wanted.probabilities is not None:
-        write_image(wanted.probabilities, shares)
-    write_mask(wanted.mask, ids)
+        write_shares(wanted.probabilities, shares)
+    write_ids(wanted.mask, ids)
     pixels = count_ids(ids, len(labels))
     return {
         "image": str(files[0]),
@@ -236,18 +253,25 @@ def derive_from_image(
     Returns:
         What ``predict --json`` prints of an image.
     """
+    import numpy as np
+
     from patchtree.channels import read_channels
     from patchtree.io.annotations import write_annotations
     from patchtree.io.colours import class_colours
     from patchtree.io.images import read_mask, write_image
     from patchtree.io.outlines import outline
+    from patchtree.io.volumes import read_volume_mask
 
     started = perf_counter()
-    ids, labels = read_mask(wanted.mask), config.labels
+    ids, labels = (read_volume_mask if config.ndim == 3 else read_mask)(wanted.mask), config.labels
     if wanted.geojson is not None and wanted.geojson in missing:
         write_annotations(wanted.geojson, outline([ids], _outlined(labels), class_colours(labels), _TOLERANCE))
     if wanted.overlay is not None and wanted.overlay in missing:
-        write_image(wanted.overlay, _tint(read_channels(files, at_least=config.channels), ids, labels))
+        image = read_channels(files, at_least=config.channels)
+        if config.ndim == 3:
+            fullest = int(np.count_nonzero(ids, axis=(1, 2)).argmax())
+            image, ids = image[fullest], ids[fullest]
+        write_image(wanted.overlay, _tint(image, ids, labels))
     return _with_files(result, missing, started)
 
 
@@ -372,21 +396,24 @@ def _image_jobs(
     """Make jobs of images, and tell of those that cannot be; gives the number of these."""
     from patchtree.channels import group_channels, name_of
     from patchtree.io.images import image_size, mask_suffix
+    from patchtree.io.volumes import suffix_for
 
     names = {Path(one.path): one.name for one in inputs}
     jobs, missed = [], 0
     for files in group_channels(names, predictor.config.channels):
         name = name_of(files, names[files[0]])
         try:
-            suffix = mask_suffix(image_size(files[0]))
+            volume = predictor.config.ndim == 3
+            suffix = suffix_for(files[0]) if volume else mask_suffix(image_size(files[0]))
         except InputError as error:
             missed += 1
             tell_error(error)
             continue
-        wanted = _wanted(out, name, suffix, options, ".tif")
+        probabilities = suffix if volume else ".tif"
+        wanted = _wanted(out, name, suffix, options, probabilities)
         work = partial(predict_image, files, predictor, wanted, flips)
         derive = partial(derive_from_image, files, predictor.config, wanted)
-        outputs, derived, companions = wanted.predicted, wanted.derived, _companions(out, name, ".tif")
+        outputs, derived, companions = wanted.predicted, wanted.derived, _companions(out, name, probabilities)
         jobs.append(Job(files, outputs, at_once(work), settings, derived, derive, companions))
     return jobs, missed
 

@@ -18,7 +18,8 @@ from patchtree.io.raster import Raster, upright
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 
-_VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+# Scans of many slices, which `patchtree.io.volumes` reads.
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -182,8 +183,12 @@ def list_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     return found
 
 
-def _kind(path: Path) -> str:
-    """What a file is, by its first bytes."""
+def read_head(path: Path) -> bytes:
+    """Read the first bytes of a file.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, or it is empty.
+    """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name an image in it")
     if path.exists() and not path.is_file():
@@ -198,6 +203,12 @@ def _kind(path: Path) -> str:
         raise InputError(f"{path}: cannot be read, {os.strerror(error.errno or 0).lower()}; check the file") from error
     if not head:
         raise InputError(f"{path}: is empty (0 bytes); copy or export it again")
+    return head
+
+
+def _kind(path: Path) -> str:
+    """What a file is, by its first bytes."""
+    head = read_head(path)
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
         return "WebP"
     for magic, kind in _MAGIC.items():
@@ -207,6 +218,15 @@ def _kind(path: Path) -> str:
     raise InputError(f"{path}: not an image in PNG, JPEG, TIFF, BMP, WebP or GIF; convert it to one of these")
 
 
+def is_volume(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a volume, by its name.
+
+    >>> is_volume("scan.nii.gz"), is_volume("photo.png")
+    (True, False)
+    """
+    return Path(path).name.lower().endswith(VOLUME_SUFFIXES)
+
+
 def refuse_volumes(paths: Iterable[Path]) -> None:
     """Say what to do with a file of a volume, if one of some files is; the others are passed over.
 
@@ -214,10 +234,8 @@ def refuse_volumes(paths: Iterable[Path]) -> None:
         InputError: one is, by its name.
     """
     for path in paths:
-        if path.name.lower().endswith(_VOLUMES):
-            raise InputError(
-                f"{path}: is a volume; save each slice as a TIFF, or cut it in Python (Patcher with ndim=3)"
-            )
+        if is_volume(path):
+            raise InputError(f"{path}: is a volume, and an image is wanted; save its slices as TIFFs")
 
 
 def is_still(path: str | os.PathLike[str]) -> bool:

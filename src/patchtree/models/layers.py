@@ -45,7 +45,7 @@ class GhostConv(nn.Module):
             assert self.conv.bias is not None
             return convolve_blocks(x, index, self.conv.weight, self.conv.bias)
         blocks = torch.cat([x, x.new_zeros(1, channels)]).index_select(0, index.flatten())
-        if grid == 1 or (grid == ndim == 2 and trains_in_half(x)):
+        if grid == 1 or (grid == 2 and trains_in_half(x)):
             assert self.conv.bias is not None
             weight, bias = block_matrix(self.conv.weight, grid), self.conv.bias.repeat(cells)
             return F.linear(blocks.view(leaves, -1), weight, bias).view(leaves, cells, -1)
