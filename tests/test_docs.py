@@ -12,6 +12,7 @@ from PIL import Image
 
 import patchtree as pt
 from patchtree.io.images import write_image, write_mask
+from patchtree.io.volumes import write_volume
 from untrained import untrained_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_image(root / "slide.tif", image)
     for name in ("photo", "slide"):
         write_mask(root / f"{name}_mask.png", image[..., 0] // 100)
+    scan = rng.integers(-200, 200, (12, 14, 16)).astype(np.int16)
+    write_volume(root / "liver.nii.gz", scan.repeat(3, axis=0).repeat(3, axis=1).repeat(3, axis=2))
     (root / "patches").mkdir()
     pt.Patcher(budget=50)(image).save(root / "patches" / "photo.npz")
     untrained_run(root / "runs" / "glands")

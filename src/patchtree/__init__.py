@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from patchtree.io.coverage import rasterise
     from patchtree.io.images import read_image, read_mask
     from patchtree.io.slides import open_slide
+    from patchtree.io.volumes import read_volume
     from patchtree.models.adapt import adapt
     from patchtree.models.choose import build_classifier, build_model
     from patchtree.models.classifier import Classifier
@@ -50,6 +51,7 @@ __all__ = [
     "read_annotations",
     "read_image",
     "read_mask",
+    "read_volume",
     "refine",
     "refine_slide",
     "show",
@@ -75,6 +77,7 @@ _LAZY = {
     "read_annotations": "patchtree.io.annotations",
     "read_image": "patchtree.io.images",
     "read_mask": "patchtree.io.images",
+    "read_volume": "patchtree.io.volumes",
     "refine_slide": "patchtree.slides",
     "through_mosaic": "patchtree.models.mosaic",
     "unmosaic": "patchtree.tokens",
