@@ -24,8 +24,8 @@ import patchtree
 if TYPE_CHECKING:  # torch is left to the processes that measure
     import torch
 
-    from patchtree.data import Batch
     from patchtree.models.segmenter import Segmenter
+    from patchtree.samples import Batch
 
 CLASSES = 3
 # Patch pixels of an image at least, as far as it has them: what training begins with, see `choose_density`.
@@ -112,7 +112,7 @@ def count_step(case: Case) -> int:
 
 def prepare(case: Case, drawn: Sequence[tuple[NDArray[Any], NDArray[Any]]], model: Segmenter) -> Batch:
     """Do what a data loader does of images and masks: patches, labels, ghost cells, batch."""
-    from patchtree.data import Sample, collate_samples
+    from patchtree.samples import Sample, collate_samples
 
     samples = []
     for image, mask in drawn:

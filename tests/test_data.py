@@ -17,21 +17,14 @@ from torch import nn
 
 from patchtree.budget import with_budget
 from patchtree.cache import Cached, cache_data
-from patchtree.data import (
-    Batch,
-    DataModule,
-    Sample,
-    Stream,
-    Whole,
-    Windows,
-    collate_samples,
-    warn_unmet,
-)
+from patchtree.data import DataModule, Stream, Whole, warn_unmet
 from patchtree.datasets import DataSet, find_data, split_data
 from patchtree.io.images import write_image, write_mask
 from patchtree.models.ghosts import ghost_batch
 from patchtree.patcher import Patcher
 from patchtree.patches import count_labels, cut
+from patchtree.samples import Batch, Sample, collate_samples
+from patchtree.windows import Windows
 
 SHAPES = ((90, 140), (64, 70), (40, 200), (128, 128))
 PATCHER = Patcher(patch_size=8, detail="variance")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from patchtree import Edges, InputError, Residual, Variance
-from patchtree.detail import as_detail, estimate_noise, from_dict, measure, to_dict
+from patchtree.detail import as_detail, from_dict, measure, to_dict
+from patchtree.noise import estimate_noise
 from strategies import SHAPES
 
 DETAILS = st.sampled_from([Edges(), Edges(low=20, high=40, blur=5), Residual(), Residual(noise=0), Variance(), np.abs])

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from patchtree.cache import Cached, cache_data
-from patchtree.data import collate_samples
 from patchtree.datasets import choose
 from patchtree.errors import InputError
 from patchtree.image_data import ImageData, Images
 from patchtree.io.images import write_image
 from patchtree.labelled import find_labelled
 from patchtree.patcher import Patcher
+from patchtree.samples import collate_samples
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from patchtree import inference
 from patchtree.cache import cache_data
-from patchtree.data import Whole, collate_samples
+from patchtree.data import Whole
 from patchtree.datasets import find_data
 from patchtree.errors import InputError
 from patchtree.inference import Predictor, evaluate, load
@@ -22,6 +22,7 @@ from patchtree.models.choose import build
 from patchtree.models.precision import half_where_quick
 from patchtree.patcher import Patcher
 from patchtree.runs import RunConfig, save_config, save_weights
+from patchtree.samples import collate_samples
 
 SHAPE = (90, 133)
 

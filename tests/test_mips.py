@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from patchtree import Patcher, Tree, count_labels
 from patchtree.augment import Window, take
 from patchtree.cache import Cached, cache_data
-from patchtree.data import Windows
 from patchtree.datasets import find_data
 from patchtree.detail import Residual
 from patchtree.io.images import write_image, write_mask
 from patchtree.mips import Mips, align, cut_window, make_mips, open_mips, suits, work
+from patchtree.windows import Windows
 
 SHAPE = (300, 420)
 
@@ -142,7 +142,7 @@ def test_samples_of_sparse_windows_come_from_levels(source: Cached, monkeypatch:
         used.append(args[1])
         return cut_window(*args)
 
-    monkeypatch.setattr("patchtree.data.cut_window", watched)
+    monkeypatch.setattr("patchtree.windows.cut_window", watched)
     plain = [dense[at] for at in range(12)]
     assert not used
     for at, sample in enumerate(plain):

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from patchtree import Patcher, count_labels, cut
 from patchtree import slide_data as module
 from patchtree.budget import choose_density
-from patchtree.data import Sample
 from patchtree.datasets import DataSet, choose, find_data
 from patchtree.foveate import Window
 from patchtree.io.slides import Slide, open_slide
+from patchtree.samples import Sample
 from patchtree.slide_data import (
     Handles,
     SlideModule,

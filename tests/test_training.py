@@ -22,7 +22,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from patchtree.data import Sample, Windows, collate_samples
 from patchtree.datasets import find_data
 from patchtree.errors import InputError
 from patchtree.inference import evaluate, load
@@ -32,9 +31,11 @@ from patchtree.models.choose import build, build_classifier, build_model
 from patchtree.options import choose_options
 from patchtree.patcher import Patches
 from patchtree.runs import CHECKPOINT, CONFIG, METRICS, WEIGHTS, load_config, weights_metadata
+from patchtree.samples import Sample, collate_samples
 from patchtree.tasks import ImageTask, Task
 from patchtree.training import train
 from patchtree.tree import Tree
+from patchtree.windows import Windows
 
 HERE: dict[str, Any] = {"workers": 0, "accelerator": "cpu", "progress": False}
 SMALL: dict[str, Any] = {"model": "patchtree:nano", "patch_size": 8, "budget": 16, "detail": "variance", **HERE}

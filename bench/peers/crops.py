@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from patchtree.augment import take, vary_colours, vary_window
+from patchtree.augment import Window, take, vary_colours, vary_window
 from patchtree.cache import Cached
-from patchtree.data import Windows
 from patchtree.losses import segmentation_loss
 from patchtree.models.precision import HALF, choose_precision
 from patchtree.patcher import Patcher
+from patchtree.windows import Windows
 
 _IGNORED = -1
 _FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
@@ -106,8 +106,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.settings.seed, index))
-        source, window = self.windows.draw(rng)
-        window = vary_window(window, rng)
+        source, corner, shape = self.windows.draw(rng)
+        window = vary_window(Window.of(corner, shape), rng)
         image, ids = vary_colours(take(source.image(), window), rng), take(source.mask(), window, ids=True)
         mean, square = np.array(source.mean), np.array(source.square)
         image = resize(normalise(image, mean, np.sqrt(np.maximum(square - mean**2, 0))), self.settings.scale)

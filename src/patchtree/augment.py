@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
@@ -42,6 +42,16 @@ class Window:
     scale: float = 1.0
     flip: bool = False
     turns: int = 0
+
+    @classmethod
+    def of(cls, corner: Sequence[int], shape: Sequence[int]) -> Window:
+        """Make a window that is not turned.
+
+        >>> Window.of([10, 20], shape=[4, 8])
+        Window(corner=(10, 20), shape=(4, 8), angle=0.0, scale=1.0, flip=False, turns=0)
+        """
+        (y, x), (height, width) = corner, shape
+        return cls((y, x), (height, width))
 
 
 def place(window: Window, extent: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from patchtree.datasets import DataSet, Pair
 from patchtree.errors import InputError
 from patchtree.files import replacing
+from patchtree.ids import type_of
 from patchtree.patches import full_scale
 
 _VERSION = 1
@@ -170,7 +171,7 @@ def _split_mask(
     if pixels.sum() + ignored != mask.size:
         raise InputError(f"{pair.mask}: holds ids that no label has; add them to dataset.json or mend the mask")
     top = max(len(dataset.labels) - 1, dataset.ignore or 0)
-    mask = mask.astype(np.uint8 if top <= 255 else np.uint16, copy=False)
+    mask = mask.astype(type_of(top + 1), copy=False)
     arrays = {"mask.npy": mask, "places.npy": np.concatenate(places)}
     return arrays, {"pixels": pixels.tolist(), "starts": np.cumsum([0, *map(len, places)]).tolist()}
 

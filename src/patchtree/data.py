@@ -1,4 +1,4 @@
-"""Samples and batches for torch: windows to train on, whole images to validate on, and Lightning's data module."""
+"""Data for Lightning: windows to train on, whole images to validate on, and the module that opens both."""
 
 from __future__ import annotations
 
@@ -7,239 +7,29 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from patchtree.augment import Window, place, take, vary_colours, vary_detail, vary_patches, vary_window
 from patchtree.budget import LEAST, choose_density, with_budget
 from patchtree.cache import Cached, cache_data, statistics
 from patchtree.datasets import DataSet, Pair
-from patchtree.draws import draw_corner, draw_odds, draw_source
 from patchtree.errors import InputError
-from patchtree.mips import align, cut_window, open_mips, suits, work
-from patchtree.models.ghosts import ghost_batch
-from patchtree.patcher import Patcher, Patches, spare_budget_allowed
-from patchtree.patches import count_labels
-from patchtree.tokens import Tokens, collate, pad
+from patchtree.mips import work
+from patchtree.patcher import Patcher
+from patchtree.samples import Sample, collate_samples, cut_sample
+from patchtree.windows import Windows
 
 _LOOKED_AT = 4
 # A core makes levels of so many pixels times planes in a second, and may do so for this share of the time.
 _WORK_A_SECOND, _SHARE = 280e6, 0.05
 # So much, some 40 images of 12 million pixels and 6 classes, is always worth it: who has little time has many cores.
 _ALWAYS = 1 << 32
-# The counts of a sample without a mask.
-_NO_COUNTS = np.zeros((1, 0), np.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """The patches of an image, or of a window of it, and their labels.
-
-    Attributes:
-        patches: N patches.
-        counts: ``(N, p, p, K)`` float32, pixels of each class under each patch pixel (see `patchtree.count_labels`).
-        name: the image's name.
-        odds: see `draw_odds`; 1 if it was not drawn.
-        fraction: of the density, see `Whole`.
-    """
-
-    patches: Patches
-    counts: NDArray[np.float32]
-    name: str
-    odds: float = 1.0
-    fraction: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """What a training step takes.
-
-    Attributes:
-        tokens: B images of N tokens.
-        counts: ``(B, N, p, p, K)`` float32; 0 on padding.
-        ghosts: what `Segmenter` takes as ``ghosts``, by grid; None if no grids were asked for.
-        names: the B images' names.
-        odds: ``(B,)`` float32, of each sample.
-        fractions: the B samples'.
-    """
-
-    tokens: Tokens
-    counts: Tensor
-    ghosts: dict[int, Tensor] | None
-    names: tuple[str, ...]
-    odds: Tensor
-    fractions: tuple[float, ...]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Move the tensors to a device."""
-        moved = self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return replace(moved, tokens=self.tokens.to(device, non_blocking))
-
-    def pin_memory(self) -> Batch:
-        """Put the tensors in page-locked memory; ``DataLoader(pin_memory=True)`` calls this."""
-        return replace(self._each(Tensor.pin_memory), tokens=self.tokens.pin_memory())
-
-    def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        ghosts = None if self.ghosts is None else {grid: move(index) for grid, index in self.ghosts.items()}
-        return replace(self, counts=move(self.counts), ghosts=ghosts, odds=move(self.odds))
-
-
-def collate_samples(
-    samples: Sequence[Sample],
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    grids: Iterable[int] = (),
-) -> Batch:
-    """Make a padded, normalised batch, with the ghost cells for a model's grids.
-
-    >>> from patchtree.tree import Tree
-    >>> tree = Tree.uniform((32, 32), patch_size=16)
-    >>> patches = Patches(np.zeros((4, 16, 16, 3), np.uint8), tree)
-    >>> batch = collate_samples([Sample(patches, np.ones((4, 16, 16, 2), np.float32), "a")], grids=[4])
-    >>> batch.counts.shape, batch.ghosts[4].shape
-    (torch.Size([1, 4, 16, 16, 2]), torch.Size([4, 36]))
-
-    Args:
-        samples: B samples of one patch size and number of channels.
-        mean: as in `patchtree.collate`.
-        std: as in `patchtree.collate`.
-        grids: cells along the side of a leaf, ``Segmenter.grids``.
-    """
-    tokens = collate([sample.patches for sample in samples], mean, std)
-    grids = tuple(grids)
-    ghosts = ghost_batch(tokens.trees, tokens.valid.shape[1], grids) if grids else None
-    counts, odds = pad([sample.counts for sample in samples]), torch.tensor([sample.odds for sample in samples])
-    names, fractions = tuple(sample.name for sample in samples), tuple(sample.fraction for sample in samples)
-    return Batch(tokens, counts, ghosts, names, odds, fractions)
-
-
-@dataclass(frozen=True, eq=False)
-class Windows(Dataset[Sample]):
-    """Random windows of images, augmented, to train on.
-
-    Sample ``i`` of epoch ``e`` is ``windows[e * length + i]``, and depends on these fields, ``e`` and ``i`` alone: not
-    on workers, nor on what was drawn before. Positions are those in the whole image, flipped and turned as the window.
-
-    Attributes:
-        images: what to draw from, each with the same chance.
-        classes: number of classes, ``K``; 0: there are no masks, and ``counts`` is ``(1, 0)``.
-        patcher: its budget is replaced by one in proportion to the window's area.
-        ignore: id of pixels without a label.
-        window: side of the windows in pixels; smaller images are shown whole.
-        density: tokens a pixel, see `with_budget`.
-        spread: samples are given from a `spread`-th of the density to all of it, any ratio as likely, in windows larger
-            in proportion, so that they hold as many tokens; 1: all of it.
-        foreground: share of samples that hold a pixel of a rare class (any but the most frequent) in their middle half.
-            The class is drawn first, then an image that has it.
-        augment: flip, turn, rotate, scale, change colours and the thresholds of edges.
-        seed: of everything random.
-        length: samples an epoch.
-        levels: patch large windows from the images' levels, which are written beside them (see `patchtree.mips`).
-    """
-
-    images: tuple[Cached, ...]
-    classes: int
-    patcher: Patcher
-    ignore: int | None = None
-    window: int = 1024
-    density: float = 1 / 4096
-    spread: float = 1.0
-    foreground: float = 0.5
-    augment: bool = True
-    seed: int = 0
-    length: int = 256
-    levels: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.images:
-            raise InputError("there are no images to draw windows from; give at least one")
-        if min(self.window, self.length, self.spread) < 1 or self.density <= 0 or not 0 <= self.foreground <= 1:
-            raise InputError(
-                f"windows of {self.window} px, {self.length} an epoch, with density {self.density}, a spread of "
-                f"{self.spread} and a foreground share of {self.foreground} are not possible; give at least 1, 1, more "
-                "than 0, at least 1, and 0 to 1"
-            )
-        if self.seed < 0:
-            raise InputError(f"seed {self.seed} is not possible; give 0 or more")
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Sample:
-        """Draw a sample; `index` may exceed the length, see above."""
-        rng = np.random.default_rng((self.seed, *divmod(index, self.length)))
-        fraction = self.spread ** -rng.random() if self.spread > 1 else 1.0
-        source, corner, shape = self.draw(rng, fraction)
-        sample = self.cut(source, corner, shape, fraction, rng)
-        if not self.classes:
-            return sample
-        axes = tuple(range(sample.counts.ndim - 1))
-        shown, known = sample.counts.sum(axes, dtype=np.float64), np.array(source.pixels, np.float64)
-        window, whole = (pixels / max(1.0, pixels.sum()) for pixels in (shown, known))
-        return replace(sample, odds=draw_odds(self._pixels, window, whole, self.foreground))
-
-    def cut(
-        self,
-        source: Cached,
-        corner: NDArray[np.int64],
-        shape: NDArray[np.int64],
-        fraction: float,
-        rng: np.random.Generator,
-    ) -> Sample:
-        """Cut a window, augmented, at this fraction of the density; corner and shape are of a window in the image."""
-        part = Window((int(corner[0]), int(corner[1])), (int(shape[0]), int(shape[1])))
-        if self.augment:
-            part = vary_window(part, rng)
-        patcher = with_budget(self.patcher, part.shape, self.density * fraction)
-        if self.augment:
-            patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
-        if self.levels and suits(patcher, part, source.channels):
-            return self._cut_levels(source, align(part), patcher, rng)
-        image = take(source.image(), part)
-        mask = take(source.mask(), part, ids=True) if self.classes else None
-        image = vary_colours(image, rng) if self.augment else image
-        at = place(part, (source.shape[0], source.shape[1]))
-        return cut_sample(patcher, image, mask, source.name, self.classes, self.ignore, *at)
-
-    def _cut_levels(self, source: Cached, part: Window, patcher: Patcher, rng: np.random.Generator) -> Sample:
-        pixels, tree, counts = cut_window(open_mips(source), part, patcher, self.classes, self.ignore)
-        patches = Patches(pixels, tree, *place(part, (source.shape[0], source.shape[1])))
-        patches = vary_patches(patches, rng) if self.augment else patches
-        return Sample(patches, counts if self.classes else _NO_COUNTS, source.name)
-
-    @cached_property
-    def _pixels(self) -> NDArray[np.int64]:
-        return np.array([image.pixels for image in self.images])
-
-    def draw(
-        self, rng: np.random.Generator, fraction: float = 1.0
-    ) -> tuple[Cached, NDArray[np.int64], NDArray[np.int64]]:
-        """Choose an image and a window inside it, of such a size that this fraction of the density suits it.
-
-        Returns:
-            The image, and the window's corner and shape in its pixels.
-        """
-        at, label = draw_source(self._pixels, self.foreground, rng)
-        source = self.images[at]
-        room = np.array(source.shape)
-        shape = np.minimum(round(self.window / fraction ** (1 / len(room))), room)
-        if label is None:
-            corner = rng.integers(room - shape + 1)
-        else:
-            corner = draw_corner(rng.choice(source.places(label)), shape, room, rng)
-        return source, corner, shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,26 +68,6 @@ class Whole(Dataset[Sample]):
         sample = cut_sample(patcher, source.image(), mask, source.name, self.classes, self.ignore)
         counts = sample.counts if index < len(self) else np.zeros_like(sample.counts)
         return replace(sample, counts=counts, fraction=fraction)
-
-
-def cut_sample(
-    patcher: Patcher,
-    image: NDArray[Any],
-    mask: NDArray[Any] | None,
-    name: str,
-    classes: int,
-    ignore: int | None,
-    origin: tuple[int, ...] | None = None,
-    extent: tuple[int, ...] | None = None,
-) -> Sample:
-    """Patch an image, or a window that lies at `origin` in one of shape `extent`, and count what is under the patches.
-
-    Arguments as of `Windows`; without a mask nothing is counted.
-    """
-    with spare_budget_allowed():  # `warn_unmet` says it once for all samples
-        patches = patcher(image, origin, extent)
-    counts = _NO_COUNTS if mask is None else count_labels(mask, patches.tree, classes, ignore)
-    return Sample(patches, counts, name)
 
 
 class Stream(Sampler[int]):

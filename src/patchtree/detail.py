@@ -6,7 +6,6 @@ level ``i + 1``. It is *monotone*: no cell has less detail than one of its child
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -15,19 +14,17 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from patchtree.block_sums import count_mask, count_pixels, fold, sum_squares, sum_up, sum_values
 from patchtree.errors import InputError
+from patchtree.noise import estimate_noise
 from patchtree.pyramid import Level, pyramid
 from patchtree.tree import root_level
 
 DetailPyramid: TypeAlias = list[NDArray[np.float64]]
 
 _STRIP_ROWS = 64
-# Enough for a percentile or a median, and quick.
+# Enough for a percentile, and quick.
 _SAMPLES = 1 << 18
-# Sums that stay in the second-level cache while rows are added to them.
-_SUMS_BYTES = 1 << 18
-# What OpenCV squares as it is.
-_SQUARED_TYPES = (np.uint8, np.uint16, np.float32, np.float64)
 # What remains of a difference of equal sums in float64.
 _ROUNDING = 1e-11
 
@@ -79,9 +76,9 @@ class Edges:
         image = _eight_bit(image)
         if image.ndim == 4:
             side = 2 * patch_size
-            counts = np.stack([_count(self.find(plane), side) for plane in image])
-            return _sum_up(np.add.reduceat(counts, np.arange(0, len(counts), side), axis=0), levels)
-        return _sum_up(_count(self.find(image), 2 * patch_size), levels)
+            counts = np.stack([count_mask(self.find(plane), side) for plane in image])
+            return sum_up(np.add.reduceat(counts, np.arange(0, len(counts), side), axis=0), levels)
+        return sum_up(count_mask(self.find(image), 2 * patch_size), levels)
 
     def find(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Find the edges of a plane, ``(H, W, C)`` uint8 -> ``(H, W)`` uint8, 255 on edges and 0 elsewhere."""
@@ -182,19 +179,19 @@ def measure_residual(
 
     def add(gain: NDArray[np.float64], level: int, channels: int) -> None:
         side = patch_size << level
-        count = coefficients * _pixels(shape, side) / side ** len(shape)
+        count = coefficients * count_pixels(shape, side) / side ** len(shape)
         gain = np.maximum(gain - variance * (count + 3 * np.sqrt(2 * count / channels)), 0)
-        details.append(gain + _fold(details[-1]) if details else gain)
+        details.append(gain + fold(details[-1]) if details else gain)
 
     finer: NDArray[np.float64] | None = None
     for level, picture in enumerate(pictures, start=halved):
         channels = picture.values.shape[-1]
-        shown = _energy(picture.values, patch_size, shape, level) * picture.scale**2
+        shown = sum_squares(picture.values, patch_size, shape, level) * picture.scale**2
         if finer is None:
             for below, gain in enumerate(known, start=1):
                 add(gain, below, channels)
         else:
-            whole = _fold(finer)
+            whole = fold(finer)
             gain = whole - shown
             gain[gain < _ROUNDING * whole] = 0
             add(gain, level, channels)
@@ -215,7 +212,7 @@ def hidden_energy(pictures: Sequence[Level], shape: tuple[int, ...]) -> list[NDA
     """
     last = len(pictures) - 1
     shown = [
-        _energy(picture.values, 1 << last - level, shape, level) * picture.scale**2
+        sum_squares(picture.values, 1 << last - level, shape, level) * picture.scale**2
         for level, picture in enumerate(pictures)
     ]
     return [np.maximum(finer - coarser, 0) for finer, coarser in pairwise(shown)]
@@ -237,17 +234,17 @@ class Variance:
         shape, side = image.shape[:-1], 2 * patch_size
         if not levels:
             return details
-        squares = _energy(image, side, shape, 0)
-        sums = np.stack([_block_sum(image[..., channel], side) for channel in range(image.shape[-1])], axis=-1)
+        squares = sum_squares(image, side, shape, 0)
+        sums = np.stack([sum_values(image[..., channel], side) for channel in range(image.shape[-1])], axis=-1)
         for level in range(levels):
             if level:
-                squares = _fold(squares)
-                sums = np.stack([_fold(sums[..., channel]) for channel in range(sums.shape[-1])], axis=-1)
-            pixels = _pixels(shape, side << level)
+                squares = fold(squares)
+                sums = fold(sums, ndim=len(shape))
+            pixels = count_pixels(shape, side << level)
             spread = squares - (sums**2).sum(-1) / pixels
             spread[spread < _ROUNDING * squares] = 0
             # Exact sums are monotone; rounded ones are made so.
-            details.append(np.maximum(spread, _fold(details[-1])) if details else spread)
+            details.append(np.maximum(spread, fold(details[-1])) if details else spread)
         return details
 
 
@@ -280,7 +277,7 @@ class PixelMap:
             )
         if not np.isfinite(values).all() or values.min() < 0:
             raise InputError("the detail function gave a negative or non-finite value; detail must be at least 0")
-        return _sum_up(_block_sum(values, 2 * patch_size), levels) if levels else []
+        return sum_up(sum_values(values, 2 * patch_size), levels) if levels else []
 
 
 DETAILS: dict[str, Callable[[], Detail]] = {"edges": Edges, "residual": Residual, "variance": Variance}
@@ -329,47 +326,6 @@ def measure(
     return as_detail(detail).measure(image if image.ndim > ndim else image[..., None], patch_size, levels)
 
 
-def estimate_noise(image: NDArray[Any]) -> NDArray[np.float64]:
-    """Estimate the standard deviation of each channel's noise, ``(C,)``, in the image's own units.
-
-    >>> noisy = np.random.default_rng(0).normal(100, 5, (256, 256, 1))
-    >>> bool(abs(estimate_noise(noisy)[0] - 5) < 0.1)
-    True
-
-    Args:
-        image: ``(H, W, C)`` or ``(D, H, W, C)``.
-    """
-    plane = image[len(image) // 2] if image.ndim == 4 else image
-    rows, columns = plane.shape[0] // 2 * 2, plane.shape[1] // 2 * 2
-    if rows == 0 or columns == 0:
-        return np.zeros(image.shape[-1])
-    step = max(1, rows * columns * image.shape[-1] // 4 // _SAMPLES)
-    pairs = plane[:rows].reshape(rows // 2, 2, *plane.shape[1:])[::step, :, :columns]
-    pairs = pairs.reshape(len(pairs), 2, -1)
-    whole, channels = image.dtype.kind in "iu", image.shape[-1]
-    rises = np.subtract(*pairs.swapaxes(0, 1), dtype=np.int32 if whole and image.dtype.itemsize <= 2 else np.float32)
-    middles = []
-    for channel in range(channels):
-        diagonal = rises[:, channel :: 2 * channels] - rises[:, channels + channel :: 2 * channels]
-        middles.append(_median(np.abs(diagonal).ravel(), whole))
-    return np.array(middles) / 2 / 0.6745
-
-
-def _median(numbers: NDArray[Any], whole: bool) -> float:
-    """Find the median of numbers that are not negative; that of whole ones inside its step, as of grouped data."""
-    if numbers.dtype.kind == "i":
-        counts = np.bincount(numbers)
-        ends = np.searchsorted(np.cumsum(counts), ((len(numbers) - 1) // 2, len(numbers) // 2), side="right")
-        middle = float(ends.mean())
-        below, equal = counts[: math.ceil(middle)].sum(), counts[int(middle)]
-    else:
-        middle = float(np.median(numbers))
-        below, equal = np.count_nonzero(numbers < middle), np.count_nonzero(numbers == middle)
-    if whole and middle > 0:
-        middle += float((len(numbers) / 2 - below) / max(equal, 1)) - 0.5
-    return middle
-
-
 def to_dict(detail: str | Detail) -> dict[str, Any]:
     """Describe a named detail in plain values, for a file; `from_dict` is its inverse.
 
@@ -407,125 +363,3 @@ def _eight_bit(image: NDArray[Any]) -> NDArray[np.uint8]:
         strip = (image[top : top + _STRIP_ROWS].astype(np.float32) - np.float32(low)) * np.float32(gain)
         out[top : top + _STRIP_ROWS] = np.clip(strip, 0, 255)
     return out
-
-
-def _count(mask: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
-    """Count the 255s of a mask of 0 and 255 in blocks, ``(H, W)`` -> ``(ceil(H / side), ceil(W / side))``."""
-    import cv2
-
-    height, width = mask.shape
-    below, right = -height % side, -width % side
-    if below or right:
-        mask = cv2.copyMakeBorder(mask, 0, below, 0, right, cv2.BORDER_CONSTANT, value=0)  # type: ignore[assignment]
-    grid = (mask.shape[1] // side, mask.shape[0] // side)
-    scale = 1
-    # Two quick 8-bit halvings: 16 counts lie 15.9 grey levels apart, rounding moves them by less than one.
-    while scale < 4 and side % (2 * scale) == 0:
-        size = (mask.shape[1] // 2, mask.shape[0] // 2)
-        mask = cv2.resize(mask, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-        scale *= 2
-    counts = np.rint(np.multiply(mask, scale**2 / 255, dtype=np.float32))
-    if side > scale:
-        counts = cv2.resize(counts, grid, interpolation=cv2.INTER_AREA) * (side // scale) ** 2
-    return np.rint(counts.astype(np.float64))
-
-
-def _block_sum(values: NDArray[Any], side: int) -> NDArray[np.float64]:
-    """Sum blocks of ``side`` along every axis; blocks at the far border may be partial."""
-    strips = []
-    for top in range(0, len(values), side):
-        strips.append(values[top : top + side].sum(axis=0, dtype=np.float64))
-    sums = np.stack(strips)
-    for axis in range(1, values.ndim):
-        sums = np.add.reduceat(sums, np.arange(0, values.shape[axis], side), axis=axis)
-    return sums
-
-
-def _energy(values: NDArray[Any], side: int, shape: tuple[int, ...], level: int) -> NDArray[np.float64]:
-    """Sum squares in blocks of ``side`` pixels of a pyramid level, each counted as the image's pixels under it.
-
-    Args:
-        values: ``(h, w, C)`` or ``(d, h, w, C)``.
-        side: pixels of this level on a side of a block.
-        shape: the image's shape.
-        level: how many times the image was halved.
-    """
-    import cv2
-
-    # Sums of 8-bit squares are whole numbers that float32 holds up to 258 rows.
-    exact = values.dtype == np.uint8 and not level and side <= 256
-    work: type[np.floating[Any]] = np.float32 if exact else np.float64
-    step, channels = 1 << level, values.shape[-1]
-    # Only the last along an axis may stand for fewer pixels of the image than others do.
-    shares = [(length - (-(-length // step) - 1) * step) / step for length in shape]
-    rows = values.reshape(len(values), -1)
-    alike = rows if shares[0] == 1 else rows[:-1]
-    count = -(-len(rows) // side)
-    group = min(count, max(1, _SUMS_BYTES // (rows.shape[1] * np.dtype(work).itemsize)))
-    buffer = np.empty((group, rows.shape[1]), work)
-    groups = []
-    for first in range(0, count, group):
-        sums = buffer[: count - first]
-        sums[:] = 0
-        lines = alike[first * side : (first + group) * side]
-        if lines.dtype not in _SQUARED_TYPES:
-            lines = lines.astype(work)
-        for row in range(min(side, len(lines))):
-            every = lines[row::side]
-            cv2.accumulateSquare(every, sums[: len(every)])
-        if len(alike) < len(rows) and first + group >= count:
-            sums[-1] += shares[0] * np.square(rows[-1], dtype=work)
-        grid = sums.reshape(-1, *values.shape[1:])
-        for axis in range(1, len(shape)):
-            if shares[axis] < 1:
-                grid.swapaxes(0, axis)[-1] *= shares[axis]
-        # The last axis and the channels are summed as one.
-        energy = _sum_lines(grid.reshape(-1, grid.shape[-2] * channels), side * channels)
-        energy = energy.reshape(*grid.shape[:-2], -1)
-        for axis in range(1, len(shape) - 1):
-            energy = np.add.reduceat(energy, np.arange(0, energy.shape[axis], side), axis=axis)
-        groups.append(energy)
-    return np.concatenate(groups) * float(step ** len(shape))
-
-
-def _sum_lines(lines: NDArray[np.floating[Any]], width: int) -> NDArray[np.float64]:
-    """Sum every ``width`` numbers of each line, and the fewer ones at its end."""
-    import cv2
-
-    whole = lines.shape[1] // width
-    sums = np.empty((len(lines), -(-lines.shape[1] // width)))
-    if whole:
-        pieces = lines[:, : whole * width].reshape(-1, width)
-        sums[:, :whole] = cv2.reduce(pieces, 1, cv2.REDUCE_SUM, dtype=cv2.CV_64F).reshape(-1, whole)
-    if whole < sums.shape[1]:
-        sums[:, whole] = lines[:, whole * width :].sum(axis=1, dtype=np.float64)
-    return sums
-
-
-def _inside(length: int, step: int) -> NDArray[np.float64]:
-    """Count the image's pixels along an axis under each step of it."""
-    return np.minimum(step, length - np.arange(0, length, step)).astype(np.float64)
-
-
-def _pixels(shape: tuple[int, ...], side: int) -> NDArray[np.float64]:
-    """Count the image's pixels in each cell."""
-    pixels = np.ones((1,) * len(shape))
-    for axis, length in enumerate(shape):
-        pixels = pixels * _inside(length, side).reshape((-1,) + (1,) * (len(shape) - 1 - axis))
-    return pixels
-
-
-def _fold(grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum pairs along every axis; an odd last one stays alone."""
-    for axis, length in enumerate(grid.shape):
-        if length > 1:
-            grid = np.add.reduceat(grid, np.arange(0, length, 2), axis=axis)
-    return grid
-
-
-def _sum_up(finest: NDArray[np.float64], levels: int) -> DetailPyramid:
-    """Sum a grid of non-negative numbers upwards."""
-    details = [finest]
-    while len(details) < levels:
-        details.append(_fold(details[-1]))
-    return details

@@ -10,9 +10,10 @@ from torch.utils.data import Dataset
 from patchtree.augment import Window, take, vary_colours, vary_detail, vary_window
 from patchtree.budget import LEAST, with_budget
 from patchtree.cache import Cached
-from patchtree.data import DataModule, Sample
+from patchtree.data import DataModule
 from patchtree.errors import InputError
 from patchtree.patcher import Patcher, spare_budget_allowed
+from patchtree.samples import Sample
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from patchtree.augment import Window, take, to_image
 from patchtree.cache import Cached
-from patchtree.detail import Residual, as_detail, estimate_noise, hidden_energy, measure_residual
+from patchtree.detail import Residual, as_detail, hidden_energy, measure_residual
 from patchtree.errors import InputError
 from patchtree.files import replacing
+from patchtree.noise import estimate_noise
 from patchtree.patcher import Patcher
 from patchtree.patches import sum_blocks
 from patchtree.pyramid import pyramid

@@ -18,13 +18,14 @@ from patchtree.augment import Window as Turn
 from patchtree.augment import place, vary_detail, vary_patches
 from patchtree.budget import choose_density
 from patchtree.cache import statistics
-from patchtree.data import DataModule, Sample
+from patchtree.data import DataModule
 from patchtree.draws import draw_corner, draw_odds, draw_source
 from patchtree.foveate import merge
 from patchtree.io.coverage import count_part
 from patchtree.io.slides import Slide, open_slide
 from patchtree.io.slides.base import Box
 from patchtree.patcher import Patcher, Patches
+from patchtree.samples import Sample
 from patchtree.slide_sets import Labels, open_labels
 from patchtree.slide_sources import SlideSource, look_at
 from patchtree.slides.cut import cut_halved

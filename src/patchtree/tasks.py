@@ -11,13 +11,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, distributed, nn
 
 from patchtree.budget import choose_fraction
-from patchtree.data import Batch
 from patchtree.losses import loss_of_sums, loss_sums
 from patchtree.metrics import Confusion, classification_scores, dice, mean_dice, recall
 from patchtree.models.precision import half_where_quick
 from patchtree.models.segmenter import Segmenter
 from patchtree.models.tuning import kept_weights, weight_groups
 from patchtree.muon import StackedMuon
+from patchtree.samples import Batch
 from patchtree.tokens import Tokens
 
 _WEIGHT_DECAY, _BETAS = 0.05, (0.9, 0.999)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from patchtree.augment import Window, place, take, vary_colours, vary_detail, vary_window
 from patchtree.budget import with_budget
 from patchtree.cache import Cached
-from patchtree.data import DataModule, Sample, Windows, cut_sample
+from patchtree.data import DataModule
+from patchtree.samples import Sample, cut_sample
+from patchtree.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,16 @@ class Blocks(Windows):
     def cut(
         self,
         source: Cached,
-        corner: NDArray[np.int64],
-        shape: NDArray[np.int64],
+        corner: Sequence[int],
+        shape: Sequence[int],
         fraction: float,
         rng: np.random.Generator,
     ) -> Sample:
         """Cut a block, augmented, at this fraction of the density."""
-        (first, *at), (depth, *side) = corner.tolist(), shape.tolist()
-        block = Block(first, depth, Window((at[0], at[1]), (side[0], side[1])))
+        block = Block(corner[0], shape[0], Window.of(corner[1:], shape[1:]))
         if self.augment:
             block = vary_block(block, rng)
-        patcher = with_budget(self.patcher, tuple(shape.tolist()), self.density * fraction)
+        patcher = with_budget(self.patcher, tuple(shape), self.density * fraction)
         image = take_block(source.image(), block)
         mask = take_block(source.mask(), block, ids=True) if self.classes else None
         if self.augment:

@@ -60,7 +60,7 @@ def test_a_run_is_made(learnt: Learnt) -> None:
     assert (config.window, config.channels, config.dtype) == (500, 3, "uint8")
     assert (len(config.train), len(config.val)) == (2, 1)
     lines = learnt.lines
-    assert lines[0].startswith("data: 2 slides of 1300 x 1100 px to train on, 1 to validate on by ")
+    assert lines[0].startswith("data: 2 slides of 1,300 x 1,100 px to train on, 1 to validate on by ")
     assert lines[0].endswith(" windows; background, stained")
     assert "of 8 x 8 px for the tissue of a slide, by residual; windows of 500 px" in lines[1]
     assert "best Dice" in lines[-1]

@@ -189,10 +189,10 @@ def _image(path: str) -> dict[str, Any]:
     import numpy as np
 
     from patchtree.channels import read_channels
-    from patchtree.detail import estimate_noise
     from patchtree.io.images import is_volume
     from patchtree.io.slides import pixel_size
     from patchtree.io.volumes import read_grid
+    from patchtree.noise import estimate_noise
 
     image = read_channels([Path(path)])
     kind, axes = ("volume", (0, 1, 2)) if is_volume(path) else ("image", (0, 1))

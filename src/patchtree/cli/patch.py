@@ -34,7 +34,6 @@ from patchtree.cli.common import (
 )
 from patchtree.cli.many import Job, at_once, do_jobs
 from patchtree.errors import InputError, say_size
-from patchtree.io.images import is_volume
 from patchtree.patcher import PATCH_SIZES, Patcher, Patches
 from patchtree.patches import cut
 
@@ -147,6 +146,8 @@ def patch_input(
     Returns:
         What ``patch --json`` prints of it.
     """
+    from patchtree.io.images import is_volume
+
     if is_volume(source.path):
         if (source.mpp, min_mpp) != (None, None):
             raise InputError(f"{source.path}: is a volume, and --mpp and --min-mpp are for slides; leave them out")

@@ -40,7 +40,6 @@ from patchtree.cli.common import (
 )
 from patchtree.cli.many import Job, Report, at_once, do_jobs
 from patchtree.errors import InputError
-from patchtree.io.images import is_volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -147,6 +146,7 @@ def predict(
     Example: patchtree predict runs/glands slides/ photo.jpg --out masks --geojson --overlay
     """
     from patchtree.inference import load
+    from patchtree.io.images import is_volume
     from patchtree.jobs import fingerprint
     from patchtree.runs import CONFIG, WEIGHTS, load_config
 

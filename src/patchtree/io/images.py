@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from patchtree.errors import InputError, say_size
 from patchtree.files import replacing
+from patchtree.ids import type_of
 from patchtree.io import stills, tiff
 from patchtree.io.raster import Raster, upright
 
@@ -145,7 +146,7 @@ def write_mask(path: str | os.PathLike[str], ids: ArrayLike) -> None:
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high > 65535:
         raise InputError(f"{path}: class ids from {low} to {high} do not fit a mask; use 0 to 65535")
-    _write(path, ids.astype(np.uint8 if high <= 255 else np.uint16, copy=False))
+    _write(path, ids.astype(type_of(high + 1), copy=False))
 
 
 def mask_suffix(shape: tuple[int, ...]) -> str:

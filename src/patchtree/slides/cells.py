@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.detail import Detail, DetailPyramid, Edges, Residual, Variance, estimate_noise
+from patchtree.detail import Detail, DetailPyramid, Edges, Residual, Variance
 from patchtree.io.slides.base import Box
+from patchtree.noise import estimate_noise
 from patchtree.slides.halved import Halved, by_part
 
 # Parts that are measured together: enough to hide the cost of a call.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchtree.block_sums import fold
 from patchtree.detail import Detail, DetailPyramid, Residual, Variance, as_detail, measure, measure_residual
 from patchtree.io.slides import Slide
 from patchtree.patcher import Patcher
@@ -116,7 +117,7 @@ def _measure(slide: Slide, patcher: Patcher, workers: int | None) -> DetailPyram
             pass
 
     for level in range(levels, top):
-        details[level] += _fold(details[level - 1])
+        details[level] += fold(details[level - 1])
     if squares and levels < top:
         if isinstance(tuned, Residual):
             pictures = pyramid(means, top - levels, shape=shape, halved=levels)
@@ -137,13 +138,13 @@ def _measure_spread(means: NDArray[np.float64], p: int, shape: tuple[int, int], 
     """Measure how far the cells of a level are from their mean, for the cells of each level above."""
     step = 1 << level
     rows, columns = (np.minimum(step, length - np.arange(0, length, step)) for length in shape)
-    pixels = _fold((rows[:, None] * columns)[..., None], p)
-    sums = _fold(means * (rows[:, None] * columns)[..., None], p)
+    pixels = fold((rows[:, None] * columns)[..., None], p, ndim=2)
+    sums = fold(means * (rows[:, None] * columns)[..., None], p, ndim=2)
     details = [np.zeros(pixels.shape[:2])]
     for _ in range(level, top):
         finer = (sums**2 / pixels).sum(-1)
-        sums, pixels = _fold(sums), _fold(pixels)
-        details.append(np.maximum(_fold(details[-1] + finer) - (sums**2 / pixels).sum(-1), 0))
+        sums, pixels = fold(sums, ndim=2), fold(pixels, ndim=2)
+        details.append(np.maximum(fold(details[-1] + finer) - (sums**2 / pixels).sum(-1), 0))
     return details[1:]
 
 
@@ -151,9 +152,3 @@ def _part(grid: NDArray[Any], corner: tuple[int, ...], step: int, block: int) ->
     """View what a grid of one number every `step` pixels holds of a block."""
     rows, columns = (slice(place // step, (place + block) // step) for place in corner)
     return grid[rows, columns]
-
-
-def _fold(grid: NDArray[Any], side: int = 2) -> NDArray[np.float64]:
-    """Sum blocks of `side` along the first two axes; those at the far border may be partial."""
-    rows, columns = (np.arange(0, length, side) for length in grid.shape[:2])
-    return np.asarray(np.add.reduceat(np.add.reduceat(grid, rows, axis=0), columns, axis=1), np.float64)
