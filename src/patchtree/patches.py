@@ -401,8 +401,17 @@ def _interpolate(picture: NDArray[Any], factor: int, axis: int) -> NDArray[Any]:
     length = picture.shape[axis]
     place = np.clip((np.arange(length * factor) + 0.5) / factor - 0.5, 0, length - 1)
     near = place.astype(np.int64)
-    share = (place - near).astype(picture.dtype).reshape(-1, *(1,) * (picture.ndim - 1 - axis))
     far = np.minimum(near + 1, length - 1)
+    if axis == 0 and picture.dtype.kind == "f":
+        import cv2
+
+        # A line at a time: no arrays as large as the picture in between.
+        lines = np.ascontiguousarray(picture).reshape(length, picture.shape[1], -1)
+        out = np.empty((length * factor, *lines.shape[1:]), picture.dtype)
+        for at, (a, b, share) in enumerate(zip(near.tolist(), far.tolist(), (place - near).tolist(), strict=True)):
+            cv2.addWeighted(lines[a], 1 - share, lines[b], share, 0, dst=out[at])
+        return out.reshape(-1, *picture.shape[1:])
+    share = (place - near).astype(picture.dtype).reshape(-1, *(1,) * (picture.ndim - 1 - axis))
     return np.asarray(picture.take(near, axis) * (1 - share) + picture.take(far, axis) * share)
 
 
