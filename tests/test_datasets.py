@@ -169,7 +169,13 @@ def test_255_is_left_alone_where_it_has_a_meaning(tmp_path: Path) -> None:
     check_data(dataset)
 
 
-@pytest.mark.parametrize("ids", [[0, 1, 255], [0, 2], [0, 128, 255], list(range(40))])
+def test_many_classes_need_names(tmp_path: Path) -> None:
+    put(tmp_path, "a", np.arange(40, dtype=np.uint8)[None])
+    with pytest.raises(InputError, match=r"ids up to 39, more than 32 classes without names; name all in dataset.json"):
+        find_data(tmp_path)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 255], [0, 2], [0, 128, 255], [*range(30), 40]])
 def test_ids_that_are_no_classes(tmp_path: Path, ids: list[int]) -> None:
     put(tmp_path, "a", np.array([ids], np.uint8))
     with pytest.raises(

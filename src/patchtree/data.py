@@ -217,6 +217,13 @@ class DataModule(lightning.LightningDataModule):
 
     def make_samples(self, images: tuple[Cached, ...], held_out: tuple[Cached, ...]) -> None:
         """Fill `windows` and `whole` with what is trained and validated on."""
+        seen, held = (np.sum([image.pixels for image in part], axis=0) for part in (images, held_out))
+        if unseen := [repr(name) for name, label in self.train.labels.items() if held[label] and not seen[label]]:
+            warnings.warn(
+                f"{self.train.root}: no image to train on has {', '.join(unseen)}, but some to validate on do; "
+                "splits.json says which are which",
+                stacklevel=2,
+            )
         if self.density is None:
             shown = [(image.image(), image.mask()) for image in images[:_LOOKED_AT]]
             self.density = choose_density(shown, self.patcher, len(self.train.labels), self.train.ignore)

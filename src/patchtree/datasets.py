@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.channels import group_cases, read_channels, split_channel
+from patchtree.channels import group_cases, read_channels
 from patchtree.dataset_json import read_labels, read_legend, read_splits
 from patchtree.errors import InputError, and_more, say_size
 from patchtree.files import split_suffix
 from patchtree.io.annotations.legend import IGNORE, PLAIN, Legend
 from patchtree.io.images import IMAGE_SUFFIXES, VOLUME_SUFFIXES, image_size, is_volume, read_mask
 from patchtree.io.slides import open_slide
-from patchtree.io.volumes import read_grid, read_volume_mask
+from patchtree.io.volumes import read_grid, read_volume_mask, warn_elsewhere
 from patchtree.slide_sets import UNLABELLED, find_slides, label_names
 
 _JSON = "dataset.json"
@@ -333,7 +333,7 @@ def _find_pairs(root: Path) -> tuple[Pair, ...]:
     found: dict[str, tuple[Path, ...]] = {}
     files = _by_stem(images)
     # The Medical Segmentation Decathlon's volumes have all channels in one file, and no number.
-    whole = all(is_volume(path) and split_channel(path)[1] is None for path in files.values())
+    whole = all(map(is_volume, files.values())) and files.keys() <= mask_files.keys()
     if images.name == "images" or whole:
         found = {stem: (path,) for stem, path in files.items()}
     else:
@@ -386,6 +386,11 @@ def _with_labels_found(root: Path, pairs: tuple[Pair, ...]) -> DataSet:
     if ids[0] < 0 or top > _MOST_UNNAMED or set(range(1, top)) - set(ids):
         shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
         named = '{"labels": {"background": 0, "tumour": 1, "ignore": 255}}'
+        if ids == list(range(top + 1)):
+            raise InputError(
+                f"{root}: the masks hold ids up to {top}, more than {_MOST_UNNAMED} classes without names; name all in "
+                f"dataset.json, {named}, or if they number objects of one class, make them 1"
+            )
         raise InputError(
             f"{root}: the masks hold the ids {shown}, which are no classes 0, 1, 2, ...; renumber them (objects with "
             f"numbers are of one class), or if some are absent or to be ignored, name all in dataset.json, {named}"
@@ -407,12 +412,10 @@ def _check_pair(pair: Pair, dataset: DataSet, pixels: NDArray[np.int64]) -> list
         if other != size:
             sizes = say_size(other, ndim), say_size(size, ndim)
             return [f"{path}: {sizes[0]}, but {pair.image.name} has {sizes[1]}; make them equal"]
-        if ndim == 3 and not read_grid(pair.image).covers(read_grid(path)):
-            warnings.warn(
-                f"{path}: lies elsewhere than {pair.image.name} by its spacing, origin or direction; voxels are taken "
-                "to be in the same order",
-                stacklevel=2,
-            )
+    if ndim == 3:
+        grid = read_grid(pair.image)
+        for path in (*pair.channels, pair.mask):
+            warn_elsewhere(path, grid, pair.image)
     problems = []
     for label, count in count_ids(pair.mask).items():
         label = min(label, 1) if pair.white else label

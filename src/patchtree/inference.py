@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from patchtree.datasets import Pair
-from patchtree.errors import InputError
+from patchtree.errors import InputError, say_size
 from patchtree.ids import count_pairs, likeliest, paint_ids
+from patchtree.io.volumes import read_grid, warn_elsewhere
 from patchtree.models.choose import build
 from patchtree.models.mesh import set_reach
 from patchtree.models.precision import half_where_quick
@@ -67,7 +68,7 @@ class Predictor:
         return paint_ids(self.in_patches(patches), patches.tree, self.smooth)
 
     def probabilities(self, image: ArrayLike, *, flips: bool = False) -> NDArray[np.float32]:
-        """Predict the probability of each class at every pixel, ``(H, W, K)`` float32; arguments as in a call."""
+        """Predict the probability of each class at every pixel, ``(H, W, K)``, or voxel; arguments as in a call."""
         image = np.asarray(image)
         parts = list(self._bands(image, flips))
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -107,7 +108,10 @@ class Predictor:
             return self.config.patcher_for(image.shape[:ndim])(np.ascontiguousarray(image))
 
     def in_patches(self, patches: Patches) -> NDArray[np.float32]:
-        """Predict the probability of each class at every patch pixel, ``(N, p, p, K)``, or of the image, ``(K,)``."""
+        """Predict the probability of each class at every patch pixel, ``(N, p, p, K)``, or of the image, ``(K,)``.
+
+        Of a volume ``(N, p, p, p, K)``.
+        """
         tokens = collate([patches], self.config.mean, self.config.std).to(self.device)
         with torch.inference_mode(), half_where_quick(self.device):
             logits: Tensor = self.model(tokens)[0]
@@ -121,16 +125,14 @@ class Predictor:
         Raises:
             InputError: the number of channels is another, or the pixels' type.
         """
-        wanted = self.config.channels
+        wanted, kind = self.config.channels, "volume" if self.config.ndim == 3 else "image"
         if channels != wanted:
-            raise InputError(
-                f"the image has {_channels(channels)}, the run was trained on images with {_channels(wanted)}; "
-                "convert it"
-            )
+            counts = [_channels(count, kind) for count in (channels, wanted)]
+            raise InputError(f"the {kind} has {counts[0]}, the run was trained on {kind}s with {counts[1]}; convert it")
         known = self.config.dtype
         if known and dtype.name != known and {dtype.name, known} & {"uint8", "uint16"}:
             raise InputError(
-                f"the image is {dtype.name}, the run was trained on {known}, whose values mean something else; "
+                f"the {kind} is {dtype.name}, the run was trained on {known}, whose values mean something else; "
                 "convert it"
             )
 
@@ -189,12 +191,15 @@ def evaluate(predictor: Predictor, pairs: Iterable[Pair], *, flips: bool = False
             yield torch.from_numpy(evaluate_slide(predictor, pair))
             continue
         mask, image = pair.read_mask(), pair.read_image()
+        if pair.ndim == 3:
+            warn_elsewhere(pair.mask, read_grid(pair.image), pair.image)
         try:
             found = predictor(image, flips=flips)
         except InputError as error:
             raise InputError(f"{pair.image}: {error}") from error
         if mask.shape != found.shape:
-            raise InputError(f"{pair.mask}: has shape {mask.shape}, its image {found.shape}; make them equal")
+            sizes = [say_size(ids.shape, ids.ndim) for ids in (mask, found)]
+            raise InputError(f"{pair.mask}: {sizes[0]}, but {pair.image.name} has {sizes[1]}; make them equal")
         if ignore is not None:
             known = mask != ignore
             mask, found = mask[known], found[known]
@@ -212,5 +217,6 @@ def _device(asked: torch.device | str | None) -> torch.device:
     return device
 
 
-def _channels(count: int) -> str:
-    return f"{count} channel" + {1: " (grey)", 3: "s (RGB)"}.get(count, "s")
+def _channels(count: int, kind: str) -> str:
+    colours = {1: " (grey)", 3: "s (RGB)"} if kind == "image" else {1: ""}
+    return f"{count} channel" + colours.get(count, "s")

@@ -19,7 +19,7 @@ from patchtree.io.images import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
 from patchtree.io.paip import without_masks
 from patchtree.io.slides import is_slide, is_tiff
 from patchtree.io.slides.source import is_url
-from patchtree.tables import read_table
+from patchtree.tables import read_table, refuse_more
 
 T = TypeVar("T")
 
@@ -256,9 +256,11 @@ def _expand(path: str) -> list[str]:
             raise InputError(f"{path}: no image or slide matches; check the pattern")
         return matches
     inside = _open_folder(path)
+    if not inside and (Path(path) / "images").is_dir():
+        raise InputError(f"{path}: a folder without images or slides but for those in images/; name {path}/images")
     if not inside:
         suffixes = ", ".join(IMAGE_SUFFIXES + SLIDE_SUFFIXES + VOLUME_SUFFIXES)
-        raise InputError(f"{path}: a folder without images or slides ({suffixes}); name one that has some")
+        raise InputError(f"{path}: a folder without images, volumes or slides ({suffixes}); name one that has some")
     return inside
 
 
@@ -273,7 +275,7 @@ def _open_folder(path: str) -> list[str]:
         more = f" and {len(left_out) - _SHOWN:,} more" if len(left_out) > _SHOWN else ""
         warnings.warn(
             f"{path}: left out are {', '.join(left_out[:_SHOWN])}{more}; name those to take, one file of each slide, "
-            "or export them as OME-TIFF",
+            "or export slides as OME-TIFF and scans as NIfTI",
             stacklevel=2,
         )
     return sorted(str(Path(path, name)) for name in without_masks(names))
@@ -297,6 +299,7 @@ def _read_row(manifest: Path, line: int, row: Mapping[str | None, Any]) -> Input
     """Make an input of a row."""
     cells = {column: (row.get(column) or "").strip() for column in ("path", "mpp", "name")}
     where = f"{manifest}: line {line}"
+    refuse_more(where, row)
     if not cells["path"]:
         raise InputError(f"{where} has no path; name a file, or delete the line")
     path = cells["path"] if is_url(cells["path"]) else str(manifest.parent / cells["path"])

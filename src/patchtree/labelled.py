@@ -11,7 +11,7 @@ from pathlib import Path
 from patchtree.datasets import DataSet, Pair
 from patchtree.errors import InputError, and_more
 from patchtree.io.images import image_size, list_images
-from patchtree.tables import read_table
+from patchtree.tables import read_table, refuse_more
 
 TABLE = "labels.csv"
 _COLUMNS = ("name", "label")
@@ -111,6 +111,7 @@ def _read_table(path: Path, images: Mapping[str, Path]) -> dict[str, str]:
     for row in rows:
         name, label = ((row[column] or "").strip() for column in _COLUMNS)
         where = f"{path}: line {rows.line_num}"
+        refuse_more(where, row)
         if not name and not label:
             continue
         if not name or not label:

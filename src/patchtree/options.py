@@ -17,6 +17,7 @@ from patchtree.detail import from_dict, to_dict
 from patchtree.errors import InputError
 from patchtree.models.choose import pretrained
 from patchtree.models.precision import HALF, choose_precision
+from patchtree.models.weights import read_origin
 from patchtree.patcher import PATCH_SIZES, Patcher
 from patchtree.slide_data import choose_side, density_of
 from patchtree.slide_sources import look_at
@@ -72,13 +73,16 @@ def choose_options(
     for name in ("head", "window"):
         if classify and asked[name] is not None:
             raise InputError(f"{name} is for masks, images with one class each are seen whole; leave it out")
-    model = asked["model"] or f"patchtree:{_choose_size(accelerator, max_time)}"
+    origin = read_origin(asked["weights"]) if asked["weights"] is not None else None
+    # Weights of a run fit its own model alone.
+    usual = origin.name if origin and origin.name else f"patchtree:{_choose_size(accelerator, max_time)}"
+    model = asked["model"] or usual
     # The reference model is small, and what it has learnt on masked leaves or other images is only where it starts.
     trained = pretrained(model, asked["weights"]) and not model.startswith("patchtree:")
     muon = not (classify or trained) and model.startswith("patchtree:")
     values: dict[str, Any] = {
         "task": "segment",
-        "patch_size": PATCH_SIZES[dataset.ndim],
+        "patch_size": origin.patch_size if origin and origin.patch_size else PATCH_SIZES[dataset.ndim],
         "budget": 1,  # and the window: see look_at_data
         "detail": "residual",
         "model": model,

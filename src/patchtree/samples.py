@@ -26,7 +26,8 @@ class Sample:
 
     Attributes:
         patches: N patches.
-        counts: ``(N, p, p, K)`` float32, pixels of each class under each patch pixel (see `patchtree.count_labels`).
+        counts: ``(N, p, p, K)`` float32, pixels of each class under each patch pixel (see `patchtree.count_labels`);
+            one more ``p`` in 3-D.
         name: the image's name.
         odds: see `draw_odds`; 1 if it was not drawn.
         fraction: of the density, see `Whole`.
@@ -45,7 +46,7 @@ class Batch:
 
     Attributes:
         tokens: B images of N tokens.
-        counts: ``(B, N, p, p, K)`` float32; 0 on padding.
+        counts: ``(B, N, p, p, K)`` float32, one more ``p`` in 3-D; 0 on padding.
         ghosts: what `Segmenter` takes as ``ghosts``, by grid; None if no grids were asked for.
         names: the B images' names.
         odds: ``(B,)`` float32, of each sample.

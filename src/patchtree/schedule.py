@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ class Course(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint must keep."""
         return {
+            "goal": [self.max_time, self.max_samples],
+            "complete": self.progress >= 1,
             "elapsed": self.elapsed(),
             "trained": self.elapsed() - self._began,
             "samples": self.samples,
@@ -138,6 +140,9 @@ class Course(Callback):
         self.first_step = checkpoint["global_step"]
         torch.set_rng_state(state["random"])
         self.progress = self._progress(self.elapsed())
+        # The last step ends a little before the time does.
+        if state.get("complete") and state["goal"] == [self.max_time, self.max_samples]:
+            self.progress = 1.0
         if (self.out / WEIGHTS).exists():
             about = weights_metadata(self.out)
             self.best, self.best_step = float(about[self.score.lower()]), int(about["step"])
@@ -214,8 +219,12 @@ class Course(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save when the machine is taken away, as Slurm does with SIGTERM."""
-        if isinstance(exception, SIGTERMException):
+        # A signal to all processes may end one that makes samples first, which torch's handler tells at any moment.
+        if isinstance(exception, SIGTERMException) or trainer.received_sigterm:
+            if hasattr(signal, "SIGCHLD"):
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._save(trainer)
+            self.report(f"stopped after {trainer.global_step} steps, all is saved; go on with --resume")
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -228,6 +237,9 @@ class Course(Callback):
         def interrupt(*_: Any) -> None:
             self.interrupted = True
             signal.signal(signal.SIGINT, before)
+            # In the middle of printing nothing more can be printed.
+            with suppress(RuntimeError):
+                self.report("stopping after this step; Ctrl-C again stops at once")
 
         signal.signal(signal.SIGINT, interrupt)
         try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from patchtree.errors import InputError
 
@@ -37,3 +39,26 @@ def read_table(path: str | os.PathLike[str]) -> tuple[csv.DictReader[str], str]:
     rows = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count), skipinitialspace=True)
     rows.fieldnames = [column.strip() for column in rows.fieldnames or ()]
     return rows, head.strip()
+
+
+def refuse_more(where: str, row: Mapping[Any, Any]) -> None:
+    """Refuse a row with more cells than there are columns: a comma without quotes would cut what it stands in.
+
+    >>> refuse_more("labels.csv: line 2", {"name": "a", "label": "adenoma", None: ["tubular"]})
+    Traceback (most recent call last):
+    patchtree.errors.InputError: labels.csv: line 2 has more cells than there are columns ('tubular'); put what has \
+the separator in it in quotes
+
+    Args:
+        where: names the line.
+        row: as `read_table` gives it.
+
+    Raises:
+        InputError: it has.
+    """
+    more = [cell for cell in row.get(None) or () if cell.strip()]
+    if more:
+        raise InputError(
+            f"{where} has more cells than there are columns ({', '.join(map(repr, more))}); put what has the separator "
+            "in it in quotes"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -132,13 +133,13 @@ def train(
         max_epochs: epochs to train for; an epoch draws as many windows as cover the training images once.
         resume: go on with the run in `out`, if there is one. It keeps its patches, model, split and optimizer, and what
             it was given of `max_time` and `max_epochs` unless one of them is given anew.
-        patch_size: pixels on a side of a patch, ``p``; None: 16.
+        patch_size: pixels on a side of a patch, ``p``; None: 16, of volumes 8, or what the weights of a run have.
         budget: tokens for an image of median area, others in proportion; None chooses by what the images and the labels
             need, and prediction may take a half or a quarter of it, see `patchtree.tasks.Task`. To
             classify, larger images get no more, and None chooses by the area and the machine.
         detail: where leaves are small, see `Patcher`; None: ``"residual"``.
-        model: by name, see `build_model`; None: ``"patchtree:small"`` on a GPU, ``"patchtree:tiny"`` without, or
-            ``"patchtree:nano"`` if `max_time` is short.
+        model: by name, see `build_model`; None: that of `weights` if they are a run's, else ``"patchtree:small"`` on a
+            GPU, ``"patchtree:tiny"`` without, or ``"patchtree:nano"`` if `max_time` is short.
         head: by name, see `build_model`.
         weights: a file, or ``"pretrained"``, see `build_model`. Images are then normalised as those weights expect: a
             run's as in that run, a library's if they have three 8-bit channels. A run's head goes with them, but for
@@ -299,7 +300,7 @@ def train(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        with course.interruptible(), _one_line():
+        with course.interruptible(), _one_line(), _terminated(trainer):
             trainer.fit(module, parts, ckpt_path=out / CHECKPOINT if course.first_step else None, weights_only=True)
     if course.interrupted:
         say(f"stopped after {trainer.global_step} steps, all is saved; go on with --resume")
@@ -307,18 +308,19 @@ def train(
     best = f"best {course.score} {course.best:.3f} at step {course.best_step}"
     say(f"{best} of {trainer.global_step}; the run is in {out}")
     if main:
-        _say_fraction(out, _budgets(dataset, config, options), say)
+        _say_fraction(out, _budgets(dataset, config, options), "volume" if config.ndim == 3 else "image", say)
         shutil.rmtree(out / CACHE, ignore_errors=True)
     return out
 
 
-def _say_fraction(out: Path, budgets: Mapping[float, int], say: Callable[[str], None]) -> None:
-    """Say with how many patches the best weights predict the validation images best."""
+def _say_fraction(out: Path, budgets: Mapping[float, int], kind: str, say: Callable[[str], None]) -> None:
+    """Say with how many patches the best weights predict the images, or volumes, to validate on best."""
     about = weights_metadata(out)
     if "fraction" in about:
         each = ", ".join(f"{float(about[f'dice at {part:g}']):.3f} with {budget}" for part, budget in budgets.items())
         most = budgets[float(about["fraction"])]
-        say(f"prediction: up to {most} patches an image; Dice of the validation images {each}")
+        one = "a volume" if kind == "volume" else "an image"
+        say(f"prediction: up to {most} patches {one}; Dice of the validation {kind}s {each}")
 
 
 def _find(data: str | os.PathLike[str], task: str | None, labels: Mapping[str, int] | None) -> DataSet:
@@ -335,6 +337,17 @@ def _one_line() -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(str(error).rpartition(f"{InputError.__module__}.InputError: ")[2].strip()) from error
+
+
+@contextmanager
+def _terminated(trainer: Trainer) -> Iterator[None]:
+    """Give the exit code of SIGTERM, also where that has ended a process that makes samples before this one."""
+    try:
+        yield
+    except (RuntimeError, SystemExit) as error:
+        if not trainer.received_sigterm:
+            raise
+        raise SystemExit(128 + signal.SIGTERM) from error
 
 
 @contextmanager
@@ -452,7 +465,8 @@ def _load_checkpoint(out: Path) -> dict[str, Any] | None:
 def _plan(dataset: DataSet, options: Options) -> RunConfig:
     """Describe the run, but for what is measured on the images."""
     train, val = split_data(dataset, HELD_OUT, options.seed)
-    libraries = ("patchtree", "torch", "lightning", "numpy", "opencv-python-headless", "timm")
+    libraries = ["patchtree", "torch", "lightning", "numpy", "opencv-python-headless", "timm"]
+    libraries += ["SimpleITK"] if dataset.ndim == 3 else []
     return RunConfig(
         labels=_outputs(dataset),
         task=options.task,
@@ -495,7 +509,8 @@ def _origin(config: RunConfig) -> Origin:
     """Describe what the run's weights are trained on."""
     channels = f"{config.channels} channel{'s' * (config.channels != 1)}"
     model = f"{config.model['name']} with patches of {config.model['patch_size']} px and {channels}"
-    return Origin(model, config.labels, config.mean, config.std, config.dtype)
+    own = config.model["name"], config.model["patch_size"]
+    return Origin(model, config.labels, config.mean, config.std, config.dtype, *own)
 
 
 def _build(dataset: DataSet, options: Options) -> Built:

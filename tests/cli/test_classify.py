@@ -175,6 +175,7 @@ def test_a_model_of_another_library(run: Run, classified: Trained, tmp_path: Pat
         ("name,label\na,x\n", "b.png: has no label in labels.csv; add a line"),
         ("name,label\n", "a.png: has no label in labels.csv (and 1 more)"),
         ("name,label\na,x\nb,y\nc,x\n", "labels.csv: line 4: there is no image 'c'"),
+        ("name,label\na,x\nb,y, z\n", "labels.csv: line 3 has more cells than there are columns ('z')"),
         ("name,label\na.jpg,x\nb,y\n", "line 2: there is no image 'a.jpg'"),
         ("name,label\na,x\nb,y\na.png,x\n", "line 4: 'a.png' has a label already"),
         ("name,label\na,\nb,y\n", "line 2 has no label"),

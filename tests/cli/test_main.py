@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -148,6 +149,32 @@ def test_a_reader_that_has_enough(image: Path) -> None:
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_work_goes_on_where_nobody_reads(image: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        shutil.copy(image, tmp_path / f"{name}.png")
+    read, write = os.pipe()
+    os.close(read)
+    words = [
+        "patch",
+        *(str(tmp_path / f"{name}.png") for name in "abc"),
+        "--out",
+        str(tmp_path / "out"),
+        "--budget",
+        "9",
+    ]
+    command = [sys.executable, "-c", "from patchtree.cli import main; main()", *words]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list((tmp_path / "out").glob("*.npz"))) == 3
+
+
+def test_without_an_output(image: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.stdout = None; from patchtree.cli import main; main()"]
+    done = subprocess.run([*command, "info", str(image)], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("words", [["info", "disc.png"], ["--help"], ["info", "--help"], ["--version"], ["bench"]])

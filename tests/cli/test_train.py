@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,7 +21,7 @@ from patchtree.io.images import read_image, read_mask, write_image, write_mask
 from patchtree.models.heads import HEADS
 from patchtree.runs import load_config
 
-from .conftest import TRAIN, Run, Trained, picture, write_data
+from .conftest import SMALL, TRAIN, Run, Trained, picture, write_data
 
 
 def test_names_on_the_command_line_are_those_of_the_library() -> None:
@@ -236,17 +240,73 @@ def test_models_that_cannot_be(words: list[str], message: str, run: Run, trained
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--budget", "0"], "budget 0"),
-        (["--patch-size", "0"], "patch size 0"),
-        (["--window", "0"], "window 0"),
-        (["--batch-size", "0"], "batch_size 0"),
-        (["--max-epochs", "0"], "max_epochs"),
         (["--patch-size", "4096", "--model", "patchtree:tiny"], "px, less than a patch of 4096; give a smaller one"),
         (["--accelerator", "cpu", "--devices", "9999"], "devices 9999 would start as many processes"),
     ],
 )
 def test_options_that_cannot_be(words: list[str], message: str, run: Run, trained: Trained, tmp_path: Path) -> None:
     assert run("train", trained.data, "--out", tmp_path / "run", *words).failed_with(message)
+
+
+@pytest.mark.parametrize("option", ["budget", "patch-size", "window", "batch-size", "max-epochs"])
+def test_options_that_no_data_suit(option: str, run: Run, tmp_path: Path) -> None:
+    result = run("train", tmp_path, "--out", tmp_path / "run", f"--{option}", "0")
+    assert (result.code, result.out) == (2, "")
+    assert f"--{option}" in result.err
+
+
+def test_a_run_s_weights_say_which_model_they_fit(run: Run, trained: Trained, tmp_path: Path) -> None:
+    """Without --model, the weights' own; the default would be another where time is long."""
+    weights = trained.run / "weights.safetensors"
+    options = ("--weights", weights, "--max-epochs", 1, "--workers", 0, "--budget", 100, "--window", 64)
+    result = run("train", trained.data, "--out", tmp_path / "run", *options)
+    assert result.code == 0, result
+    model = load_config(tmp_path / "run").model
+    assert (model["name"], model["patch_size"]) == ("patchtree:nano", 8)
+
+
+def test_a_complete_run_is_left_as_it_is(run: Run, tmp_path: Path) -> None:
+    """The last step ends before the time does, and --resume makes no other one."""
+    data = write_data(tmp_path / "data")
+    options = (*SMALL, "--budget", 100, "--window", 64, "--max-time", "00:00:04")
+    assert run("train", data, "--out", tmp_path / "run", *options).code == 0
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    result = run("train", data, "--out", tmp_path / "run", "--resume", "--workers", 0)
+    assert "is complete" in result.err
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+def test_a_class_that_no_image_to_train_on_has(run: Run, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    ids = np.zeros((96, 128), np.uint8)
+    ids[:20], ids[40:60] = 1, 2
+    write_mask(data / "masks" / "d.png", ids)
+    (data / "splits.json").write_text('{"train": ["a", "b", "c"], "val": ["d"]}')
+    result = run("train", data, "--out", tmp_path / "run", *TRAIN)
+    assert result.code == 0
+    assert "no image to train on has 'class 2', but some to validate on do" in result.err
+
+
+def test_sigterm_to_all_processes_saves(trained: Trained, tmp_path: Path) -> None:
+    """As a job is ended by its scheduler: the processes that make samples may go first."""
+    command = [sys.executable, "-m", "patchtree", "train", trained.data, "--out", tmp_path / "run"]
+    options = ["--model", "patchtree:nano", "--patch-size", "8", "--budget", "100", "--workers", "1"]
+    options += ["--max-time", "00:00:40"]
+    process = subprocess.Popen(
+        [*map(str, command), *options], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("step "):
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    lines += process.stderr.readlines()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert lines[-1].startswith("stopped after ")
+    assert lines[-1].endswith("all is saved; go on with --resume\n")
+    assert (tmp_path / "run" / "last.ckpt").is_file()
 
 
 def test_a_file_in_the_place_of_the_run(run: Run, trained: Trained, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from patchtree.io.images import read_image, write_image
 from patchtree.io.volumes import Grid, read_grid, read_volume, read_volume_mask, write_volume
@@ -16,6 +17,7 @@ from patchtree.runs import load_config
 
 from .conftest import Run, Trained, outputs, run_process
 
+QUICK = ("--model", "patchtree:nano", "--max-epochs", 2, "--workers", 0, "--batch-size", 2)
 DIRECTION = (1.0, 0.0, 0.0, 0.0, 0.8, -0.6, 0.0, 0.6, 0.8)
 
 
@@ -136,15 +138,84 @@ def test_patch_and_info(scans: Trained, run: Run, tmp_path: Path) -> None:
     assert run("patch", scan, "--out", tmp_path, "--patch-size", 64).failed_with("36 x 40 x 16 voxels")
 
 
+def two_channels(path: Path) -> NDArray[np.int16]:
+    """A scan and its negative."""
+    scan = read_volume(path)
+    return np.stack([scan, -scan], axis=-1)
+
+
 def test_the_decathlons_layout(run: Run, tmp_path: Path) -> None:
-    """All channels in one file without a number, and labels by id."""
+    """All channels in one file without a number, or with one that is the case's own, and labels by id."""
+    data = tmp_path / "data"
+    for seed, name in enumerate(("BRATS_0001", "b.v2")):
+        grid = write_scan(data, name, seed)
+        path = data / "images" / f"{name}.nii.gz"
+        write_volume(path, two_channels(path), grid)
+    (data / "images").rename(data / "imagesTr")
+    (data / "masks").rename(data / "labelsTr")
+    (data / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "ball"}}))
+    (told,) = run("info", data, "--json").json
+    assert (told["images"], told["labels"], told["channels"]) == (2, {"background": 0, "ball": 1}, {"2": 2})
+    assert run("train", data, "--out", tmp_path / "run", *QUICK).code == 0
+    assert run("predict", tmp_path / "run", data / "imagesTr", "--out", tmp_path / "out").code == 0
+    assert outputs(tmp_path / "out") == ["BRATS_0001.nii.gz", "b.v2.nii.gz"]
+
+
+def test_nnunets_layout(run: Run, tmp_path: Path) -> None:
+    """A file a channel; one that lies elsewhere is told."""
+    data = tmp_path / "data"
     for seed, name in enumerate("ab"):
-        write_scan(tmp_path, name, seed)
-    (tmp_path / "images").rename(tmp_path / "imagesTr")
-    (tmp_path / "masks").rename(tmp_path / "labelsTr")
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "ball"}}))
-    (told,) = run("info", tmp_path, "--json").json
-    assert (told["images"], told["labels"]) == (2, {"background": 0, "ball": 1})
+        grid = write_scan(data, name, seed)
+        path = data / "images" / f"{name}.nii.gz"
+        for channel in (0, 1):
+            write_volume(path.with_name(f"{name}_000{channel}.nii.gz"), two_channels(path)[..., channel], grid)
+        path.unlink()
+    (data / "images").rename(data / "imagesTr")
+    (data / "masks").rename(data / "labelsTr")
+    assert run("train", data, "--out", tmp_path / "run", *QUICK).code == 0
+    assert load_config(tmp_path / "run").channels == 2
+    moved = data / "imagesTr" / "b_0001.nii.gz"
+    write_volume(moved, read_volume(moved), Grid(grid.shape, grid.spacing, (0.0, 0.0, 0.0), DIRECTION))
+    result = run("predict", tmp_path / "run", data / "imagesTr", "--out", tmp_path / "out")
+    assert (result.code, outputs(tmp_path / "out")) == (0, ["a.nii.gz", "b.nii.gz"])
+    assert f"b_0000.nii.gz: {moved} lies elsewhere by its spacing" in result.err
+
+
+def test_one_volume_without_some_labels_resumed(run: Run, tmp_path: Path) -> None:
+    """splits.json names it twice; ids to ignore are left out; a second call goes on, and predicts nothing twice."""
+    data = tmp_path / "data"
+    grid = write_scan(data, "A", 0)
+    ids = read_volume_mask(data / "masks" / "A.nii.gz")
+    ids[:, :5] = 255
+    write_volume(data / "masks" / "A.nii.gz", ids, grid)
+    (data / "images" / "A.nii.gz").rename(data / "images" / "A.NII.GZ")
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ball": 1, "ignore": 255}}))
+    (data / "splits.json").write_text(json.dumps({"train": ["A"], "val": ["A"]}))
+    assert run("train", data, "--out", tmp_path / "run", *QUICK).code == 0
+    result = run("train", data, "--out", tmp_path / "run", "--resume", "--max-epochs", 4, "--workers", 0)
+    assert result.code == 0
+    result = run("evaluate", tmp_path / "run", data, "--all", "--json")
+    assert sum(scores["pixels"] for scores in result.json["classes"].values()) == np.count_nonzero(ids != 255)
+    (tmp_path / "list.csv").write_text(f"path,name\n{data / 'images' / 'A.NII.GZ'},first\n")
+    predict = ("predict", tmp_path / "run", "--manifest", tmp_path / "list.csv", "--out", tmp_path / "out")
+    assert run(*predict).code == 0
+    assert outputs(tmp_path / "out") == ["first.nii.gz"]
+    assert "1 of 1 were done before" in run(*predict, "--resume").out
+
+
+def test_thin_volumes(run: Run, tmp_path: Path) -> None:
+    """Of one slice, and of three."""
+    data = tmp_path / "data"
+    for name, depth in (("a", 1), ("b", 3)):
+        ids = np.zeros((depth, 64, 80), np.uint8)
+        ids[:, 10:40, 20:60] = 1
+        volume = np.random.default_rng(depth).normal(0, 20, ids.shape) + 100 * ids
+        for folder, values in (("images", volume.astype(np.float32)), ("masks", ids)):
+            (data / folder).mkdir(parents=True, exist_ok=True)
+            write_volume(data / folder / f"{name}.nii", values)
+    assert run("train", data, "--out", tmp_path / "run", *QUICK).code == 0
+    assert run("predict", tmp_path / "run", data / "images", "--out", tmp_path / "out").code == 0
+    assert [read_volume_mask(tmp_path / "out" / f"{name}.nii.gz").shape[0] for name in "ab"] == [1, 3]
 
 
 def test_what_training_refuses(run: Run, tmp_path: Path) -> None:
@@ -168,4 +239,5 @@ def test_a_mask_that_lies_elsewhere_is_told(run: Run, tmp_path: Path) -> None:
     write_volume(tmp_path / "masks" / "b.nii.gz", read_volume_mask(tmp_path / "masks" / "b.nii.gz"), moved)
     result = run("info", tmp_path)
     assert result.code == 0
-    assert "b.nii.gz: lies elsewhere than b.nii.gz by its spacing, origin or direction" in result.err
+    mask = tmp_path / "masks" / "b.nii.gz"
+    assert f"images/b.nii.gz: {mask} lies elsewhere by its spacing, origin or direction" in result.err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -87,7 +89,7 @@ def test_ids_may_be_stored_as_floats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", WRITTEN)
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
-def test_cut_short(tmp_path: Path, suffix: str, share: float) -> None:
+def test_cut_short(tmp_path: Path, suffix: str, share: float, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / f"scan{suffix}"
     write_volume(path, np.random.default_rng(0).integers(0, 999, (20, 30, 40)).astype(np.int16))
     data = path.read_bytes()
@@ -95,6 +97,7 @@ def test_cut_short(tmp_path: Path, suffix: str, share: float) -> None:
     with pytest.raises(InputError, match=rf"scan{suffix}: cannot be read \(.+\); copy or export it again") as caught:
         read_volume(path)
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_damaged_in_the_middle(tmp_path: Path) -> None:
@@ -123,13 +126,70 @@ def test_missing_empty_and_no_volume(tmp_path: Path) -> None:
                 read(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", WRITTEN)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_no_number(tmp_path: Path, value: float) -> None:
-    values = np.zeros((2, 3, 4), np.float32)
+def test_no_number(tmp_path: Path, value: float, dtype: str, suffix: str) -> None:
+    values = np.zeros((2, 3, 4), dtype)
     values[1, 2, 3] = value
-    write_volume(tmp_path / "a.nrrd", values)
-    with pytest.raises(InputError, match=r"a\.nrrd: 1 of 24 values are NaN or infinite"):
-        read_volume(tmp_path / "a.nrrd")
+    write_volume(tmp_path / f"a{suffix}", values)
+    with pytest.raises(InputError, match=rf"a{suffix}: 1 of 24 values are NaN or infinite"):
+        read_volume(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize("lost", [1, 100])
+def test_the_last_bytes_are_missing(tmp_path: Path, lost: int) -> None:
+    """Also of what was compressed after it had been cut."""
+    write_volume(tmp_path / "whole.nii", np.ones((8, 9, 10), np.int16))
+    short = (tmp_path / "whole.nii").read_bytes()[:-lost]
+    (tmp_path / "short.nii").write_bytes(short)
+    (tmp_path / "short.nii.gz").write_bytes(gzip.compress(short))
+    for name in ("short.nii", "short.nii.gz"):
+        with pytest.raises(InputError, match=rf"{name}: cannot be read \(it is cut short\)"):
+            read_volume(tmp_path / name)
+
+
+def test_both_orders_of_bytes(tmp_path: Path) -> None:
+    """Headers written by hand, as other programs write them, with room before the voxels."""
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    for order in "<>":
+        head = bytearray(400)
+        struct.pack_into(f"{order}i", head, 0, 348)
+        struct.pack_into(f"{order}8h", head, 40, 3, 4, 3, 2, 1, 1, 1, 1)
+        struct.pack_into(f"{order}hh", head, 70, 16, 32)
+        struct.pack_into(f"{order}8f", head, 76, 1, 1, 1, 1, 1, 1, 1, 1)
+        struct.pack_into(f"{order}f", head, 108, 400)
+        head[344:348] = b"n+1\0"
+        data = bytes(head) + values.astype(f"{order}f4").tobytes()
+        (tmp_path / "a.nii").write_bytes(data)
+        assert np.array_equal(read_volume(tmp_path / "a.nii"), values)
+        (tmp_path / "a.nii").write_bytes(data[:-1])
+        with pytest.raises(InputError, match="cut short"):
+            read_volume(tmp_path / "a.nii")
+
+
+def test_names_that_say_the_wrong_thing(tmp_path: Path) -> None:
+    write_volume(tmp_path / "plain.nii", np.ones((2, 3, 4), np.uint8))
+    (tmp_path / "packed.nii").write_bytes(gzip.compress((tmp_path / "plain.nii").read_bytes()))
+    (tmp_path / "plain.nii").rename(tmp_path / "plain.nii.gz")
+    with pytest.raises(InputError, match=r"plain\.nii\.gz: is not compressed; name it \.nii"):
+        read_volume(tmp_path / "plain.nii.gz")
+    with pytest.raises(InputError, match=r"packed\.nii: is compressed; name it \.nii\.gz"):
+        read_volume(tmp_path / "packed.nii")
+
+
+def test_large_ids(tmp_path: Path) -> None:
+    write_volume(tmp_path / "ids.nrrd", np.full((1, 1, 1), 3e9, np.float32))
+    assert read_volume_mask(tmp_path / "ids.nrrd").item() == 3_000_000_000
+
+
+def test_a_data_file_is_missing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)), str(tmp_path / "a.mhd"))
+    assert read_volume(tmp_path / "a.mhd").shape == (2, 3, 4)
+    (tmp_path / "a.raw").unlink()
+    with pytest.raises(InputError, match=r"a\.mhd: cannot be read \(.* the file that holds its voxels is missing\)"):
+        read_volume(tmp_path / "a.mhd")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ def verb(command: Callable[P, None]) -> Callable[P, None]:
         try:
             with told_warnings():
                 command(*args, **kwargs)
-                sys.stdout.flush()
+                if sys.stdout is not None:
+                    sys.stdout.flush()
         except KeyboardInterrupt:
             tell("stopped by Ctrl-C", kind="")
             raise typer.Exit(130) from None
@@ -218,6 +219,15 @@ def given(**options: Any) -> dict[str, Any]:
     }
 
 
+def say(message: str) -> None:
+    """Print on stdout; if whoever reads it has enough, the work goes on and is told no further."""
+    try:
+        typer.echo(message)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
@@ -242,11 +252,16 @@ def gather_inputs(paths: Sequence[str] | None, manifest: Path | None) -> tuple[l
     Raises:
         InputError: nothing was named.
     """
+    from patchtree.io.images import is_volume
+    from patchtree.io.slides.source import is_url
     from patchtree.jobs import find_inputs
 
     if not paths and manifest is None:
         raise InputError("nothing to do; name images, slides, folders or patterns, or give a --manifest")
     inputs, errors = find_inputs(paths or [], manifest)
+    for one in [one for one in inputs if is_url(one.path) and is_volume(one.path)]:
+        inputs.remove(one)
+        errors.append(InputError(f"{one.path}: is a volume, and those are read from files alone; download it"))
     for error in errors:
         tell_error(error)
     return inputs, len(errors)

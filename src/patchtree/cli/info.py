@@ -26,7 +26,7 @@ def info(
         list[str],
         typer.Argument(
             metavar="PATH...",
-            help="Images, slides, masks, folders of them, data folders, runs, trees (.tree), patches (.npz), outputs.",
+            help="Images, volumes, slides, masks, folders of them, data folders, runs, trees, patches (.npz), outputs.",
         ),
     ],
     json: Json = False,
@@ -34,9 +34,9 @@ def info(
     """Say what a file, a data folder or a run is; of a folder of images, each.
 
     Of an image or a volume: shape, type, range and noise (the standard
-    deviation, estimated from the finest details); of a mask also the share of each id. Of a slide:
-    what it is and what reads it, its levels with their true downsamples, its
-    pixel size. Of a data folder: images, labels and their shares of the pixels
+    deviation, estimated from the finest details); of a mask also the share of
+    each id. Of a slide: what it is and what reads it, its levels with their
+    true downsamples, its pixel size. Of a data folder: images, labels and their shares of the pixels
     (of the images, where labels.csv gives each a class), the split that
     training makes, and all that training would refuse, with exit code 1. Of
     patches and trees: how many leaves of which size. Of a run: labels, patches,

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from patchtree.cli.common import explain, make_folder, print_json, tell_error
+from patchtree.cli.common import explain, make_folder, print_json, say, tell_error
 from patchtree.cli.progress import Step, progress
 from patchtree.errors import InputError
 
@@ -117,7 +117,7 @@ def do_jobs(
     ]
     sweep(file for at in todo for file in (*jobs[at].outputs, *jobs[at].derived, states.file(jobs[at].name)))
     if len(todo) < len(jobs) and not json:
-        typer.echo(f"{len(jobs) - len(todo):,} of {len(jobs):,} were done before and are skipped")
+        say(f"{len(jobs) - len(todo):,} of {len(jobs):,} were done before and are skipped")
     files: tuple[str | Path, ...] = ()
     warned: dict[str, dict[str | Path, None]] = {}
 
@@ -153,7 +153,7 @@ def do_jobs(
                 else:
                     results[at] = result
                     if not json:
-                        typer.echo(describe(result))
+                        say(describe(result))
                 step()
     finally:
         for text, images in warned.items():

@@ -92,6 +92,8 @@ def patch(
 
     Example: patchtree patch slides/ "more/*.svs" --out patches --budget 16384 --detail residual --resume
     """
+    from patchtree.io.images import is_volume
+
     options = given(
         patch_size=patch_size,
         budget=budget,
@@ -110,7 +112,7 @@ def patch(
         work = partial(
             patch_input,
             one,
-            patcher,
+            replace(patcher, ndim=3, patch_size=patch_size or PATCH_SIZES[3]) if is_volume(one.path) else patcher,
             *outputs,
             min_mpp=min_mpp,
             workers=workers,
@@ -135,7 +137,7 @@ def patch_input(
 
     Args:
         source: the image, volume or slide.
-        patcher: what to do with it.
+        patcher: what to do with it; of volumes, that with ``ndim=3``.
         arrays: where the patches go.
         picture: where the picture of the leaves goes.
         min_mpp: micrometres a pixel of the finest patches wanted, which makes any image a slide.
@@ -146,13 +148,9 @@ def patch_input(
     Returns:
         What ``patch --json`` prints of it.
     """
-    from patchtree.io.images import is_volume
-
-    if is_volume(source.path):
+    if patcher.ndim == 3:
         if (source.mpp, min_mpp) != (None, None):
             raise InputError(f"{source.path}: is a volume, and --mpp and --min-mpp are for slides; leave them out")
-        size = patcher.patch_size if must_fit else PATCH_SIZES[3]
-        patcher = replace(patcher, ndim=3, patch_size=size)
         return patch_image(Path(source.path), patcher, arrays, picture, must_fit)
     if min_mpp is None and not opens_as_slide(source):
         return patch_image(Path(source.path), patcher, arrays, picture, must_fit)

@@ -48,15 +48,15 @@ MaxTime = Annotated[
         help="How long to train, from looking at DATA to the last validation. (default 01:00:00)",
     ),
 ]
-MaxEpochs = Annotated[int | None, typer.Option(help="How many epochs to train.")]
+MaxEpochs = Annotated[int | None, typer.Option(min=1, help="How many epochs to train.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in RUN; it keeps its patches, model, training and time.")
 ]
-PatchSize = Annotated[int | None, typer.Option(help="Pixels on a side of a patch.", rich_help_panel=_PATCHES)]
+PatchSize = Annotated[int | None, typer.Option(min=1, help="Pixels on a side of a patch.", rich_help_panel=_PATCHES)]
 Budget = Annotated[
     int | None,
     typer.Option(
-        help="Patches for an image of the median area (default: by labels and area).", rich_help_panel=_PATCHES
+        min=1, help="Patches for an image of the median area (default: by labels and area).", rich_help_panel=_PATCHES
     ),
 ]
 DetailOption = Annotated[DetailName | None, typer.Option(help="Where patches are small.", rich_help_panel=_PATCHES)]
@@ -64,7 +64,8 @@ Model = Annotated[
     str | None,
     typer.Option(
         help="patchtree:nano, :tiny, :small, :base; timm:NAME, hf:FOLDER, torchvision:NAME, monai:NAME, smp:NAME "
-        "(default: patchtree:small on a GPU, else :tiny, or :nano if time is short).",
+        "(default: that of --weights RUN/weights.safetensors; else patchtree:small on a GPU, :tiny on a CPU, or :nano "
+        "if time is short).",
         rich_help_panel=_PATCHES,
     ),
 ]
@@ -79,13 +80,17 @@ Weights = Annotated[
         rich_help_panel=_PATCHES,
     ),
 ]
-Window = Annotated[int | None, typer.Option(help="Pixels on a side of a training window.", rich_help_panel=_TRAINING)]
-BatchSize = Annotated[int | None, typer.Option(help="Windows a step, in each process.", rich_help_panel=_TRAINING)]
+Window = Annotated[
+    int | None, typer.Option(min=1, help="Pixels on a side of a training window.", rich_help_panel=_TRAINING)
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Windows a step, in each process.", rich_help_panel=_TRAINING)
+]
 Rate = Annotated[
     float | None, typer.Option(help="Highest learning rate (default: by model).", rich_help_panel=_TRAINING)
 ]
-Seed = Annotated[int | None, typer.Option(help="Of everything random.", rich_help_panel=_TRAINING)]
-Workers = Annotated[int | None, typer.Option(help="Processes that make samples.", rich_help_panel=_MACHINE)]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of everything random.", rich_help_panel=_TRAINING)]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that make samples.", rich_help_panel=_MACHINE)]
 Accelerator = Annotated[
     str | None,
     typer.Option(

@@ -236,7 +236,10 @@ def refuse_volumes(paths: Iterable[Path]) -> None:
     """
     for path in paths:
         if is_volume(path):
-            raise InputError(f"{path}: is a volume, and an image is wanted; save its slices as TIFFs")
+            raise InputError(
+                f"{path}: is a volume, and an image is wanted; volumes are for training with masks and prediction, and "
+                "for patchtree.read_volume"
+            )
 
 
 def is_still(path: str | os.PathLike[str]) -> bool:

@@ -58,7 +58,10 @@ def decoding(path: Path | str, kind: str) -> Iterator[None]:
 def check_pages(path: Path, kind: str, pages: int) -> None:
     """Refuse a file of several images."""
     if pages != 1:
-        raise InputError(f"{path}: {kind} of {pages} pages, expected one image; save the page you want as its own file")
+        raise InputError(
+            f"{path}: {kind} of {pages} pages, expected one image; save the page you want as its own file, "
+            "or channels side by side (planarconfig='contig')"
+        )
 
 
 def check_room(path: Path, shape: tuple[int, ...], itemsize: int) -> None:

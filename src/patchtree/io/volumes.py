@@ -5,7 +5,12 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import struct
+import sys
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,10 @@ from patchtree.files import replacing, split_suffix
 from patchtree.io.images import read_head
 
 _READ_AT_ONCE = 1 << 22
+_GZIP = b"\x1f\x8b"
+# Of NIfTI's header the bytes, of its types those of floats.
+_NIFTI_HEAD = 348
+_NIFTI_FLOATS = {16: "f4", 64: "f8"}
 # What is as large as this share of a voxel, or of a direction of length 1, is no rounding.
 _ELSEWHERE = 0.01
 
@@ -75,13 +84,11 @@ def read_volume(path: str | os.PathLike[str]) -> NDArray[Any]:
     if values.dtype.name not in ("uint8", "uint16", "int16"):
         with np.errstate(over="ignore"):
             values = values.astype(np.int16 if values.dtype == np.int8 else np.float32, copy=False)
-    if values.dtype.kind == "f" and (bad := values.size - np.count_nonzero(np.isfinite(values))):
-        raise InputError(f"{path}: {bad:,} of {values.size:,} values are NaN or infinite; replace them and save again")
     return values
 
 
 def read_volume_mask(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """Read class ids, ``(D, H, W)``, in the integer type of the file (int32 for floats).
+    """Read class ids, ``(D, H, W)``, in the integer type of the file (int64 for floats).
 
     Raises:
         InputError: as for `read_volume`, and where values are no whole numbers or there are several channels.
@@ -92,7 +99,7 @@ def read_volume_mask(path: str | os.PathLike[str]) -> NDArray[Any]:
         raise InputError(f"{path}: a mask must hold class ids in one channel, not {ids.shape[3]}; save ids")
     if ids.dtype.kind not in "iu":
         with np.errstate(invalid="ignore"):
-            whole = ids.astype(np.int32)
+            whole = ids.astype(np.int64)
         if not np.array_equal(whole, ids):
             raise InputError(f"{path}: a mask must hold class ids, but has values that are no whole numbers; save ids")
         ids = whole
@@ -110,6 +117,34 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
     x, y, z = reader.GetSpacing()[:3]
     direction = np.reshape(reader.GetDirection(), (reader.GetDimension(),) * 2)[:3, :3]
     return Grid((slices, rows, columns), (z, y, x), reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
+
+
+def count_channels(path: str | os.PathLike[str]) -> int:
+    """Count the channels of a volume, from the header alone.
+
+    Raises:
+        InputError: as for `read_volume`.
+    """
+    reader = _open(Path(path))
+    return int(reader.GetNumberOfComponents() * math.prod(reader.GetSize()[3:]))
+
+
+def warn_elsewhere(path: Path, grid: Grid, image: Path) -> None:
+    """Warn where a mask, or a channel, does not lie where its volume does.
+
+    Args:
+        path: the mask or channel.
+        grid: of the volume.
+        image: the volume.
+
+    Raises:
+        InputError: as for `read_volume`.
+    """
+    if not grid.covers(read_grid(path)):
+        warnings.warn(
+            f"{image}: {path} lies elsewhere by its spacing, origin or direction; voxels are taken to be in the same order",
+            stacklevel=2,
+        )
 
 
 def write_volume(path: str | os.PathLike[str], values: ArrayLike, grid: Grid | None = None) -> None:
@@ -172,11 +207,15 @@ def _simpleitk(path: str | os.PathLike[str]) -> Any:
 def _open(path: Path) -> Any:
     """Read a header."""
     sitk = _simpleitk(path)
-    read_head(path)
+    packed, suffix = read_head(path).startswith(_GZIP), split_suffix(path)[1].lower()
+    if packed != (suffix == ".nii.gz") and suffix in (".nii", ".nii.gz"):
+        what, name = ("compressed", ".nii.gz") if packed else ("not compressed", ".nii")
+        raise InputError(f"{path}: is {what}; name it {name} if it is a NIfTI, or export it again")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        with _silent(suffix):
+            reader.ReadImageInformation()
     except RuntimeError as error:
         raise InputError(f"{path}: cannot be read ({_reason(error)}); copy or export it again") from error
     size = reader.GetSize()
@@ -188,13 +227,20 @@ def _open(path: Path) -> Any:
 
 def _read(path: Path) -> NDArray[Any]:
     """Read all voxels, ``(D, H, W)`` or ``(D, H, W, C)``."""
-    reader = _open(path)
+    reader, suffix = _open(path), split_suffix(path)[1].lower()
+    bad = 0
     try:
-        _check_whole(path, reader)
-        image = reader.Execute()
+        if suffix in (".nii", ".nii.gz"):
+            bad = _check_nifti(path, suffix == ".nii.gz")
+        with _silent(suffix):
+            image = reader.Execute()
         values = np.asarray(_simpleitk(path).GetArrayFromImage(image))
-    except (RuntimeError, TypeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (RuntimeError, TypeError, EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
         raise InputError(f"{path}: cannot be read ({_reason(error)}); copy or export it again") from error
+    if values.dtype.kind == "f":
+        bad += values.size - int(np.count_nonzero(np.isfinite(values)))
+    if bad:
+        raise InputError(f"{path}: {bad:,} of {values.size:,} values are NaN or infinite; replace them and save again")
     if reader.GetDimension() == 4:
         values = np.ascontiguousarray(np.moveaxis(values, 0, 3))
         values = values[..., 0] if values.shape[3] == 1 else values
@@ -203,22 +249,56 @@ def _read(path: Path) -> NDArray[Any]:
     return values
 
 
-def _check_whole(path: Path, reader: Any) -> None:
-    """Refuse a NIfTI that is cut short: ITK takes what is missing for zeros."""
-    suffix = split_suffix(path)[1].lower()
-    if suffix == ".nii.gz":
-        with gzip.open(path) as file:
-            while file.read(_READ_AT_ONCE):
-                pass
-    elif suffix == ".nii":
-        bits = math.prod(reader.GetSize()) * int(reader.GetMetaData("bitpix"))
-        if path.stat().st_size < bits // 8:
-            raise EOFError("it is cut short")
+def _check_nifti(path: Path, packed: bool) -> int:
+    """Refuse a NIfTI that is cut short, and count its values that are no numbers: ITK takes both for zeros.
+
+    Source of the header's layout: nifti1.h, nifti.nimh.nih.gov.
+
+    Raises:
+        EOFError: it is cut short.
+    """
+    with gzip.open(path) if packed else path.open("rb") as file:
+        head = file.read(_NIFTI_HEAD)
+        order = "<" if int.from_bytes(head[:4], "little") == _NIFTI_HEAD else ">"
+        axes, *sides = struct.unpack_from(f"{order}8h", head, 40)
+        kind, bits = struct.unpack_from(f"{order}hh", head, 70)
+        (start,) = struct.unpack_from(f"{order}f", head, 108)
+        left, bad = math.prod(sides[:axes]) * bits // 8, 0
+        file.seek(int(start))
+        while left:
+            part = file.read(min(left, _READ_AT_ONCE))
+            if len(part) < min(left, _READ_AT_ONCE):
+                raise EOFError("it is cut short")
+            left -= len(part)
+            if kind in _NIFTI_FLOATS:
+                values = np.frombuffer(part, f"{order}{_NIFTI_FLOATS[kind]}")
+                bad += values.size - int(np.count_nonzero(np.isfinite(values)))
+        # The checksum of what is compressed stands at its end.
+        while packed and file.read(_READ_AT_ONCE):
+            pass
+    return bad
+
+
+@contextmanager
+def _silent(suffix: str) -> Iterator[None]:
+    """Keep in what ITK's reader of MetaImages prints of a file that it then refuses."""
+    if suffix not in (".mha", ".mhd"):
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _reason(error: Exception) -> str:
     """Give what a message of ITK says at its end."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines or lines[-1].startswith("Reason: "):
-        return "it is damaged or cut short"
+        return "it is damaged or cut short, or the file that holds its voxels is missing"
     return lines[-1].rpartition("ERROR: ")[2].rpartition("): ")[2].rstrip(".")

@@ -40,6 +40,8 @@ class Origin:
         mean: of each channel.
         std: of each channel.
         dtype: type of the images' pixels.
+        name: the model's, as `build_model` takes it; empty in weights of before.
+        patch_size: pixels on a side of a patch; 0 in weights of before.
     """
 
     model: str
@@ -47,6 +49,8 @@ class Origin:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: str
+    name: str = ""
+    patch_size: int = 0
 
     def to_metadata(self) -> dict[str, str]:
         """Write it as metadata of a file of weights."""
