@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_named(predictor: Predictor, tmp_path: Path, image:
     with pytest.raises(InputError, match=r"x.png: holds an id that is none of the run's 3 classes"):
         list(evaluate(predictor, [pair]))
     write_mask(tmp_path / "masks" / "x.png", np.zeros((5, 5), np.uint8))
-    with pytest.raises(InputError, match=r"x.png: has shape \(5, 5\)"):
+    with pytest.raises(InputError, match=r"x.png: 5 x 5 px, but"):
         list(evaluate(predictor, [pair]))
 
 

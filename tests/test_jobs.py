@@ -56,7 +56,7 @@ def test_folders_tell_what_they_leave_out(tmp_path: Path) -> None:
         assert names(tmp_path) == ["a"]
     assert [str(one.message) for one in caught] == [
         f"{tmp_path}: left out are b.dcm, c.dcm, d.vsi and 1 more; name those to take, one file of each slide, "
-        "or export them as OME-TIFF"
+        "or export slides as OME-TIFF and scans as NIfTI"
     ]
 
 
@@ -91,7 +91,7 @@ def test_single_files_need_not_be_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("empty", r"empty: a folder without images or slides \(.*\.svs.*\); name one that has some"),
+        ("empty", r"empty: a folder without images, volumes or slides \(.*\.svs.*\); name one that has some"),
         ("*.svs", r"\*\.svs: no image or slide matches; check the pattern"),
     ],
 )

@@ -116,7 +116,7 @@ def test_bad_data(run: Run, trained: Trained, tmp_path: Path) -> None:
     shutil.copytree(trained.data, data)
     val = load_config(trained.run).val[0]
     write_mask(data / "masks" / f"{val}.png", np.eye(50, dtype=np.uint8))
-    assert run("evaluate", trained.run, data).failed_with(f"{val}.png", "(50, 50)")
+    assert run("evaluate", trained.run, data).failed_with(f"{val}.png", "50 x 50 px")
     write_mask(data / "masks" / f"{val}.png", np.full((96, 128), 9, np.uint8))
     assert run("evaluate", trained.run, data).failed_with(f"{val}.png")
     (data / "images" / f"{val}.png").write_bytes(b"")

@@ -292,19 +292,17 @@ def test_sigterm_to_all_processes_saves(trained: Trained, tmp_path: Path) -> Non
     command = [sys.executable, "-m", "patchtree", "train", trained.data, "--out", tmp_path / "run"]
     options = ["--model", "patchtree:nano", "--patch-size", "8", "--budget", "100", "--workers", "1"]
     options += ["--max-time", "00:00:40"]
-    process = subprocess.Popen(
-        [*map(str, command), *options], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stderr is not None
     lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if line.startswith("step "):
-            os.killpg(process.pid, signal.SIGTERM)
-            break
-    lines += process.stderr.readlines()
-    assert process.wait(60) == 128 + signal.SIGTERM
-    assert lines[-1].startswith("stopped after ")
+    with subprocess.Popen(
+        [*map(str, command), *options], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            lines.append(line)
+            if line.startswith("step "):
+                os.killpg(run.pid, signal.SIGTERM)
+        assert run.wait(60) == 128 + signal.SIGTERM, lines
+    assert lines[-1].startswith("stopped after "), lines
     assert lines[-1].endswith("all is saved; go on with --resume\n")
     assert (tmp_path / "run" / "last.ckpt").is_file()
 

@@ -142,7 +142,8 @@ def warn_elsewhere(path: Path, grid: Grid, image: Path) -> None:
     """
     if not grid.covers(read_grid(path)):
         warnings.warn(
-            f"{image}: {path} lies elsewhere by its spacing, origin or direction; voxels are taken to be in the same order",
+            f"{image}: {path} lies elsewhere by its spacing, origin or direction; voxels are taken to be in the same "
+            "order",
             stacklevel=2,
         )
 
