@@ -1,9 +1,10 @@
-"""What trains: devices and processes, and Lightning kept quiet about them."""
+"""What trains: devices and processes, how they end, and Lightning kept quiet about them."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,3 +74,23 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextmanager
+def faults_in_one_line() -> Iterator[None]:
+    """Leave out what torch puts around what a process that makes samples finds at fault."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).rpartition(f"{InputError.__module__}.InputError: ")[2].strip()) from error
+
+
+@contextmanager
+def exit_code_of_sigterm(trainer: Trainer) -> Iterator[None]:
+    """Give the exit code of SIGTERM, also where that has ended a process that makes samples before this one."""
+    try:
+        yield
+    except (RuntimeError, SystemExit) as error:
+        if not trainer.received_sigterm:
+            raise
+        raise SystemExit(128 + signal.SIGTERM) from error

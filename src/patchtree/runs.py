@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,6 +206,61 @@ def weights_metadata(run: str | os.PathLike[str]) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}); copy the run folder again") from error
+
+
+def load_checkpoint(out: Path) -> dict[str, Any] | None:
+    """Read ``last.ckpt``, tensors and plain values only; None if there is none yet.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    import torch
+
+    path = out / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint["callbacks"]["Course"], checkpoint["global_step"]
+    except Exception as error:  # torch.load throws anything, from EOFError to UnpicklingError, at a damaged file
+        cause = str(error).split(". ")[0].split("\n")[0]
+        raise InputError(f"{path}: cannot be read ({cause}); remove it to train from the start") from error
+    return checkpoint
+
+
+def check_free(out: Path, resume: bool) -> None:
+    """Refuse a folder in which a run that begins would overwrite what is not its own, or weights that are trained.
+
+    Raises:
+        InputError: it would.
+    """
+    if not resume and any((out / name).exists() for name in (CHECKPOINT, WEIGHTS)):
+        raise InputError(f"{out}: holds a run already; resume it (--resume), or choose another folder")
+    metrics = (out / METRICS).read_text(encoding="utf-8", errors="replace") if (out / METRICS).exists() else ""
+    # Those of the first validation are written a step before the first checkpoint.
+    if (out / WEIGHTS).exists() and metrics.count("\n") > 2:
+        raise InputError(
+            f"{out / CHECKPOINT}: is missing, and the training cannot go on without it; "
+            f"choose another --out and give --weights {out / WEIGHTS}"
+        )
+    if metrics or (out / CONFIG).exists():
+        try:
+            load_config(out)
+        except InputError as error:
+            raise InputError(f"{error}; or choose another folder for the run") from error
+
+
+@contextmanager
+def nothing_left(out: Path) -> Iterator[None]:
+    """Leave no folder of a new run whose images are refused."""
+    try:
+        yield
+    except InputError:
+        if not (out / CONFIG).exists():
+            shutil.rmtree(out / CACHE, ignore_errors=True)
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def best_fraction(about: Mapping[str, str]) -> float:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import signal
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +32,7 @@ from patchtree.ema import Average
 from patchtree.errors import InputError
 from patchtree.image_data import ImageData
 from patchtree.labelled import check_labelled, find_labelled
-from patchtree.machines import check_machines, choose_workers, quiet
+from patchtree.machines import check_machines, choose_workers, exit_code_of_sigterm, faults_in_one_line, quiet
 from patchtree.models.choose import Built, build
 from patchtree.models.mesh import set_reach
 from patchtree.models.precision import choose_precision
@@ -53,12 +50,14 @@ from patchtree.patcher import Patcher
 from patchtree.runs import (
     CACHE,
     CHECKPOINT,
-    CONFIG,
     LOGS,
     METRICS,
     WEIGHTS,
     RunConfig,
+    check_free,
+    load_checkpoint,
     load_config,
+    nothing_left,
     save_config,
     weights_metadata,
 )
@@ -203,11 +202,11 @@ def train(
         "layer_decay": layer_decay,
         "seed": seed,
     }
-    checkpoint = _load_checkpoint(out) if resume else None
+    checkpoint = load_checkpoint(out) if resume else None
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; choose a folder for the run")
     if main and checkpoint is None:
-        _check_out(out, resume)
+        check_free(out, resume)
     if resume and checkpoint is None:
         say(f"nothing to resume in {out}, begins anew")
     config = None if checkpoint is None else load_config(out)
@@ -231,7 +230,7 @@ def train(
             if layer_decay is not None:
                 raise InputError("layer_decay needs a model with blocks in a row, which this one has not; leave it out")
             options = replace(options, layer_decay=1.0)
-        with _nothing_left(out):
+        with nothing_left(out):
             options = look_at_data(dataset, options, asked, accelerator, out / CACHE)
         config = replace(_plan(dataset, options), max_time=max_time, max_epochs=max_epochs)
     else:
@@ -240,7 +239,7 @@ def train(
         built = _tune(build(labels=config.labels, **config.model, classify=classify), options)
     shown = main and (sys.stderr.isatty() if progress is None else progress)
     parts = _open_data(dataset, config, options, out / CACHE, choose_workers(workers), max_time, shown)
-    with _nothing_left(out):
+    with nothing_left(out):
         parts.prepare_data()
         parts.setup()
     if main and options.asked_budget and isinstance(parts.whole, Whole):
@@ -300,7 +299,7 @@ def train(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        with course.interruptible(), _one_line(), _terminated(trainer):
+        with course.interruptible(), faults_in_one_line(), exit_code_of_sigterm(trainer):
             trainer.fit(module, parts, ckpt_path=out / CHECKPOINT if course.first_step else None, weights_only=True)
     if course.interrupted:
         say(f"stopped after {trainer.global_step} steps, all is saved; go on with --resume")
@@ -328,61 +327,6 @@ def _find(data: str | os.PathLike[str], task: str | None, labels: Mapping[str, i
     if task == "pretrain":
         return find_unlabelled(data)
     return find_labelled(data, labels) if task == "classify" else find_data(data)
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """Leave out what torch puts around what a process that makes samples finds at fault."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(str(error).rpartition(f"{InputError.__module__}.InputError: ")[2].strip()) from error
-
-
-@contextmanager
-def _terminated(trainer: Trainer) -> Iterator[None]:
-    """Give the exit code of SIGTERM, also where that has ended a process that makes samples before this one."""
-    try:
-        yield
-    except (RuntimeError, SystemExit) as error:
-        if not trainer.received_sigterm:
-            raise
-        raise SystemExit(128 + signal.SIGTERM) from error
-
-
-@contextmanager
-def _nothing_left(out: Path) -> Iterator[None]:
-    """Leave no folder of a new run whose images are refused."""
-    try:
-        yield
-    except InputError:
-        if not (out / CONFIG).exists():
-            shutil.rmtree(out / CACHE, ignore_errors=True)
-            with suppress(OSError):
-                out.rmdir()
-        raise
-
-
-def _check_out(out: Path, resume: bool) -> None:
-    """Refuse a folder in which a run that begins would overwrite what is not its own, or weights that are trained.
-
-    Raises:
-        InputError: it would.
-    """
-    if not resume and any((out / name).exists() for name in (CHECKPOINT, WEIGHTS)):
-        raise InputError(f"{out}: holds a run already; resume it (--resume), or choose another folder")
-    metrics = (out / METRICS).read_text(encoding="utf-8", errors="replace") if (out / METRICS).exists() else ""
-    # Those of the first validation are written a step before the first checkpoint.
-    if (out / WEIGHTS).exists() and metrics.count("\n") > 2:
-        raise InputError(
-            f"{out / CHECKPOINT}: is missing, and the training cannot go on without it; "
-            f"choose another --out and give --weights {out / WEIGHTS}"
-        )
-    if metrics or (out / CONFIG).exists():
-        try:
-            load_config(out)
-        except InputError as error:
-            raise InputError(f"{error}; or choose another folder for the run") from error
 
 
 def _outputs(dataset: DataSet) -> dict[str, int]:
@@ -446,20 +390,6 @@ def _budgets(dataset: DataSet, config: RunConfig, options: Options) -> dict[floa
     if options.task == "segment" and not dataset.slides and not options.asked_budget:
         return distinct_fractions(options.budget, config.least, config.most)
     return {1.0: options.budget}
-
-
-def _load_checkpoint(out: Path) -> dict[str, Any] | None:
-    """Read ``last.ckpt``, tensors and plain values only; None if there is none yet."""
-    path = out / CHECKPOINT
-    if not path.exists():
-        return None
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        checkpoint["callbacks"]["Course"], checkpoint["global_step"]
-    except Exception as error:  # torch.load throws anything, from EOFError to UnpicklingError, at a damaged file
-        cause = str(error).split(". ")[0].split("\n")[0]
-        raise InputError(f"{path}: cannot be read ({cause}); remove it to train from the start") from error
-    return checkpoint
 
 
 def _plan(dataset: DataSet, options: Options) -> RunConfig:
