@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from patchtree.ema import Average
+from patchtree.runs import weights_metadata
 from patchtree.schedule import Course, rate
 
 
@@ -75,3 +79,29 @@ def test_validations_by_epochs_do_not_depend_on_the_clock() -> None:
     assert steps[:2] == [52, 100]
     assert len(steps) == 20
     assert steps[-1] == 1000
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ([0.5, 0.6, 0.7], 3),
+        ([0.85, 0.80, 0.846], 3),  # as good as the lucky first, and later
+        ([0.85, 0.80, 0.844], 1),
+        # What is let pass does not add up: the best so far counts, not the weights that are kept.
+        ([0.85, 0.846, 0.842], 2),
+    ],
+)
+def test_the_last_weights_that_score_as_well_as_any_are_kept(tmp_path: Path, scores: list[float], kept: int) -> None:
+    lines: list[str] = []
+    average = SimpleNamespace(weights={})
+    course = Course(tmp_path, average, 0.1, 4, None, 100, 0.0, lines.append)  # type: ignore[arg-type]
+    for step, score in enumerate(scores, start=1):
+        course._loss, course._steps = torch.ones(()), 1
+        optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+        trainer = SimpleNamespace(global_step=step, is_global_zero=True, optimizers=[optimizer])
+        weights = {"step": torch.tensor(step)}
+        task = SimpleNamespace(scores={"dice": score}, about={}, kept=lambda average, weights=weights: weights)
+        course.on_validation_end(trainer, task)  # type: ignore[arg-type]
+    assert load_file(tmp_path / "weights.safetensors")["step"].item() == kept
+    assert weights_metadata(tmp_path) == {"dice": repr(scores[kept - 1]), "step": str(kept)}
+    assert (course.best, course.best_step, course.top) == (scores[kept - 1], kept, max(scores))

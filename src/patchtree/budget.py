@@ -27,7 +27,7 @@ _SIDE = {2: 4096, 3: 256}
 # Of the density: windows are drawn at any between the first and the last, images validated at each.
 FRACTIONS = (0.25, 0.5, 1.0)
 # A better score that differs less says nothing: validation images are few, and others may be finer.
-_ALIKE = 0.005
+ALIKE = 0.005
 
 
 def choose_density(
@@ -126,7 +126,7 @@ def choose_fraction(scores: Mapping[float, float]) -> float:
     (0.5, 1.0)
     """
     best = max(scores.values())
-    return max(fraction for fraction, score in scores.items() if score >= best - _ALIKE)
+    return max(fraction for fraction, score in scores.items() if score >= best - ALIKE)
 
 
 def distinct_fractions(budget: int, least: int, most: int) -> dict[float, int]:

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 
+from patchtree.budget import ALIKE
 from patchtree.ema import Average
 from patchtree.errors import InputError
 from patchtree.files import replacing
@@ -69,8 +70,9 @@ class Course(Callback):
         progress: from 0 to 1.
         samples: windows drawn by all processes together.
         first_step: steps made before this run resumed another.
-        best: best score so far; minus infinity before the first validation.
-        best_step: the step it was reached at.
+        top: best score so far; minus infinity before the first validation.
+        best: score of the weights that are kept: the last ones that scored as well as any, or nearly.
+        best_step: the step they are of.
         interrupted: Ctrl-C was pressed.
     """
 
@@ -93,7 +95,7 @@ class Course(Callback):
         self.max_time, self.max_samples = max_time, max_samples
         self.progress = 0.0
         self.samples = self.first_step = 0
-        self.best, self.best_step = -math.inf, 0
+        self.top, self.best, self.best_step = -math.inf, -math.inf, 0
         self.interrupted = False
         # When the clock was 0; in seconds since then when training began; what it had used before a resumption.
         self._zero, self._began, self._trained = started, 0.0, 0.0
@@ -115,6 +117,7 @@ class Course(Callback):
         return {
             "goal": [self.max_time, self.max_samples],
             "complete": self.progress >= 1,
+            "top": self.top,
             "elapsed": self.elapsed(),
             "trained": self.elapsed() - self._began,
             "samples": self.samples,
@@ -137,6 +140,7 @@ class Course(Callback):
         self.samples, self._validating = state["samples"], state["validating"]
         self._validated_samples = state["validated_samples"]
         self._loss, self._steps = state["loss"], state["steps"]
+        self.top = state.get("top", -math.inf)
         self.first_step = checkpoint["global_step"]
         torch.set_rng_state(state["random"])
         self.progress = self._progress(self.elapsed())
@@ -146,6 +150,7 @@ class Course(Callback):
         if (self.out / WEIGHTS).exists():
             about = weights_metadata(self.out)
             self.best, self.best_step = float(about[self.score.lower()]), int(about["step"])
+            self.top = max(self.top, self.best)
         if rows := self._rows():
             self._write([rows[0], *(row for row in rows[1:] if int(row[0]) <= self.first_step)])
 
@@ -186,7 +191,10 @@ class Course(Callback):
         self._validated_at = self.elapsed()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a row of metrics, and the weights if they are the best so far."""
+        """Write a row of metrics, and the weights unless earlier ones were clearly better.
+
+        Of weights that score alike the later have learnt longer, and at a lower rate.
+        """
         loss = float(self._loss) / self._steps
         self._loss, self._steps = torch.zeros(()), 0
         if not math.isfinite(loss):
@@ -194,18 +202,19 @@ class Course(Callback):
         scores: dict[str, float] = pl_module.scores  # type: ignore[assignment]
         found: dict[str, float] = pl_module.about  # type: ignore[assignment]
         step, score = trainer.global_step, scores[self.score.lower()]
-        better = score > self.best
-        if better:
+        self.top = max(self.top, score)
+        kept = score >= self.top - ALIKE
+        if kept:
             self.best, self.best_step = score, step
         if trainer.is_global_zero:
             values = {"step": step, "epoch": self.samples / self.epoch, "seconds": self.elapsed(), "loss": loss}
             values |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], **scores, **found}
             self._append(values)
-            if better:
+            if kept:
                 weights: dict[str, Tensor] = pl_module.kept(self.average.weights)  # type: ignore[operator]
                 about = {self.score.lower(): score, "step": step, **found}
                 save_weights(self.out, weights, {**self.about, **{name: repr(value) for name, value in about.items()}})
-            reached = f"{self.score} {score:.3f}{' *' * better}"
+            reached = f"{self.score} {score:.3f}{' *' * kept}"
             self.report(f"step {step}, {_minutes(self.elapsed())}: loss {loss:.3f}, {reached}")
         now = self.elapsed()
         self._validating, self._validated_at = now - self._validated_at, now
