@@ -106,9 +106,9 @@ def train(
     """Train a segmenter or a classifier on a data set and leave all that prediction needs in a run folder.
 
     The last average weights that had the best Dice on whole validation images, within 0.005 (mean of the foreground
-    classes, exact, with as many of their patches as suits them), are kept in ``weights.safetensors``, all that a resumed
-    training needs in ``last.ckpt`` (renewed every minute), one row a validation in ``metrics.csv``, TensorBoard's files
-    in ``logs/``. Ctrl-C saves after the step that is under way.
+    classes, exact, with as many of their patches as suits them), are kept in ``weights.safetensors``, all that a
+    resumed training needs in ``last.ckpt`` (renewed every minute), one row a validation in ``metrics.csv``,
+    TensorBoard's files in ``logs/``. Ctrl-C saves after the step that is under way.
 
     A run that goes by epochs ends with the same weights whether or not it was killed and resumed on the way. One that
     goes by time remembers how much it had used.
