@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from patchtree import InputError, Tree, count_labels, cut, paint
-from patchtree.patches import _enlarge
+from patchtree.patches import _enlarge, _interpolate
 from strategies import owner, trees
 
 DTYPES = st.sampled_from([np.uint8, np.uint16, np.int16, np.float32, np.bool_, np.float64, np.int32, np.float16])
@@ -143,6 +143,25 @@ def test_a_region_is_painted_to_the_bit_where_patches_are_no_power_of_two(patch_
     values = np.random.default_rng(0).random((len(tree), 2)).astype(np.float32)
     part = tree.paint(values, region=(29, 31, 90, 84), smooth=True)
     np.testing.assert_array_equal(part, tree.paint(values, smooth=True)[29:, 31:])
+
+
+@given(st.integers(1, 9), st.sampled_from([2, 3, 4, 7]), st.sampled_from([np.float32, np.float64]))
+def test_lines_are_interpolated_as_by_numpy(length: int, factor: int, dtype: type) -> None:
+    picture = np.random.default_rng(0).random((length, 3, 5, 2)).astype(dtype)
+    centres, places = np.arange(length) + 0.5, (np.arange(length * factor) + 0.5) / factor
+    expected = np.apply_along_axis(lambda line: np.interp(places, centres, line), 0, picture)
+    found = _interpolate(picture, factor)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_volumes_are_painted_smoothly_in_their_own_type(dtype: type) -> None:
+    tree = Tree.uniform((8, 8, 8), 4, level=1)
+    values = np.random.default_rng(0).random((len(tree), 4, 4, 4, 2)).astype(dtype)
+    painted = tree.paint(values, smooth=True)
+    assert painted.dtype == dtype
+    np.testing.assert_allclose(painted, tree.paint(values.astype(np.float64), smooth=True), rtol=0, atol=1e-3)
 
 
 @given(trees())

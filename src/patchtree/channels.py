@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from patchtree.errors import InputError, say_size
 from patchtree.files import split_suffix
 from patchtree.io.images import is_volume, read_image
-from patchtree.io.volumes import count_channels, read_grid, read_volume, warn_elsewhere
+from patchtree.io.volumes import count_channels, read_volume, warn_elsewhere
 
 # nnU-Net's folders, whose files are all named so.
 _CASES = ("imagesTr", "imagesTs")
@@ -33,7 +33,6 @@ def read_channels(files: Sequence[Path], at_least: int = 1) -> NDArray[Any]:
     """
     parts: list[NDArray[Any]] = []
     ndim, read = (3, read_volume) if is_volume(files[0]) else (2, read_image)
-    grid = read_grid(files[0]) if ndim == 3 and len(files) > 1 else None
     for path in files:
         parts.append(read(path))
         if parts[-1].shape[:ndim] != parts[0].shape[:ndim] or parts[-1].dtype != parts[0].dtype:
@@ -41,8 +40,8 @@ def read_channels(files: Sequence[Path], at_least: int = 1) -> NDArray[Any]:
                 f"{path}: {say_size(parts[-1].shape, ndim)} of {parts[-1].dtype}, but {files[0].name} is "
                 f"{say_size(parts[0].shape, ndim)} of {parts[0].dtype}; give all channels of an image one size and type"
             )
-        if grid is not None:
-            warn_elsewhere(path, grid, files[0])
+    if ndim == 3 and len(files) > 1:
+        warn_elsewhere(files)
     image = parts[0]
     if len(parts) > 1:
         image = np.concatenate([part if part.ndim > ndim else part[..., None] for part in parts], axis=-1)

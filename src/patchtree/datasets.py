@@ -413,9 +413,7 @@ def _check_pair(pair: Pair, dataset: DataSet, pixels: NDArray[np.int64]) -> list
             sizes = say_size(other, ndim), say_size(size, ndim)
             return [f"{path}: {sizes[0]}, but {pair.image.name} has {sizes[1]}; make them equal"]
     if ndim == 3:
-        grid = read_grid(pair.image)
-        for path in (*pair.channels, pair.mask):
-            warn_elsewhere(path, grid, pair.image)
+        warn_elsewhere((pair.image, *pair.channels, pair.mask))
     problems = []
     for label, count in count_ids(pair.mask).items():
         label = min(label, 1) if pair.white else label

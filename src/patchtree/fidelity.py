@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.patcher import Patches
+from patchtree.patches import band
 
 _STRIP_ROWS = 1024
 
@@ -30,9 +31,7 @@ def measure_psnr(image: NDArray[Any], patches: Patches, peak: float | None = Non
     squares = 0.0
     for top in range(0, len(image), _STRIP_ROWS):
         strip = image[top : top + _STRIP_ROWS]
-        rest = tree.shape[1:]
-        region = (top, *(0,) * len(rest), top + len(strip), *rest)
-        painted = tree.paint(patches.pixels, region)
+        painted = tree.paint(patches.pixels, band(tree.shape, top, top + len(strip)))
         error = strip.astype(np.float64) - painted
         squares += float(np.vdot(error, error))
     if squares == 0:

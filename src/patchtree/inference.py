@@ -16,13 +16,13 @@ from torch import Tensor
 from patchtree.datasets import Pair
 from patchtree.errors import InputError, say_size
 from patchtree.ids import count_pairs, likeliest, paint_ids
-from patchtree.io.volumes import read_grid, warn_elsewhere
+from patchtree.io.volumes import warn_elsewhere
 from patchtree.models.choose import build
 from patchtree.models.mesh import set_reach
 from patchtree.models.precision import half_where_quick
 from patchtree.models.segmenter import Segmenter
 from patchtree.patcher import Patches, spare_budget_allowed
-from patchtree.patches import painter
+from patchtree.patches import band, painter
 from patchtree.runs import WEIGHTS, RunConfig, best_fraction, load_config, load_weights, weights_metadata
 from patchtree.slide_evaluation import evaluate_slide
 from patchtree.tokens import collate
@@ -78,20 +78,21 @@ class Predictor:
 
         A band is all that is held at the image's resolution; the rest is in patches.
         """
-        height, *rest = image.shape[: self.config.ndim]
+        shape = image.shape[: self.config.ndim]
+        height = shape[0]
         views = []
         for plane in VIEWS if flips else VIEWS[:1]:
             axes = tuple(axis + self.config.ndim - 2 for axis in plane)
             patches = self.split(np.flip(image, axes))
             views.append((axes, painter(self.in_patches(patches), patches.tree, self.smooth)))
-        rows = max(1, _BAND // (math.prod(rest) * len(self.config.labels)))
+        rows = max(1, _BAND // (math.prod(shape[1:]) * len(self.config.labels)))
         for top in range(0, height, rows):
             bottom = min(height, top + rows)
             (_, first), *others = views
-            total = first.paint((top, *(0 for _ in rest), bottom, *rest))
+            total = first.paint(band(shape, top, bottom))
             for axes, view in others:
                 low, high = (height - bottom, height - top) if 0 in axes else (top, bottom)
-                total += np.flip(view.paint((low, *(0 for _ in rest), high, *rest)), axes)
+                total += np.flip(view.paint(band(shape, low, high)), axes)
             if others:
                 total /= len(views)
             yield total
@@ -125,7 +126,7 @@ class Predictor:
         Raises:
             InputError: the number of channels is another, or the pixels' type.
         """
-        wanted, kind = self.config.channels, "volume" if self.config.ndim == 3 else "image"
+        wanted, kind = self.config.channels, self.config.kind
         if channels != wanted:
             counts = [_channels(count, kind) for count in (channels, wanted)]
             raise InputError(f"the {kind} has {counts[0]}, the run was trained on {kind}s with {counts[1]}; convert it")
@@ -192,7 +193,7 @@ def evaluate(predictor: Predictor, pairs: Iterable[Pair], *, flips: bool = False
             continue
         mask, image = pair.read_mask(), pair.read_image()
         if pair.ndim == 3:
-            warn_elsewhere(pair.mask, read_grid(pair.image), pair.image)
+            warn_elsewhere((pair.image, pair.mask))
         try:
             found = predictor(image, flips=flips)
         except InputError as error:

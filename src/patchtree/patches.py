@@ -192,6 +192,16 @@ def paint(
     return painter(values, tree, smooth).paint(region)
 
 
+def band(shape: tuple[int, ...], top: int, bottom: int) -> tuple[int, ...]:
+    """Give the region of an image that is some of its rows, or of a volume some of its slices.
+
+    >>> band((4, 5, 6), top=1, bottom=3)
+    (1, 0, 0, 3, 5, 6)
+    """
+    rest = shape[1:]
+    return (top, *(0,) * len(rest), bottom, *rest)
+
+
 def painter(values: NDArray[Any], tree: Tree, smooth: bool = False) -> Painter:
     """Do once what painting many regions of an image has in common.
 
@@ -376,13 +386,15 @@ def _enlarge(picture: NDArray[Any], factor: int, smooth: bool) -> NDArray[Any]:
         return picture
     import cv2
 
-    if picture.ndim == 4:
-        return _interpolate(np.stack([_enlarge(plane, factor, smooth) for plane in picture]), factor, axis=0)
-    height, width, channels = picture.shape
     work: NDArray[Any] = picture.astype(np.float32 if picture.dtype.itemsize <= 4 else np.float64, copy=False)
+    if picture.ndim == 4:
+        planes = np.stack([_enlarge(plane, factor, smooth) for plane in work])
+        return _interpolate(planes, factor).astype(picture.dtype, copy=False)
+    height, width, channels = picture.shape
     if factor & (factor - 1):
         # OpenCV has places in single precision, where only powers of two divide without rounding.
-        return _interpolate(_interpolate(work, factor, axis=0), factor, axis=1).astype(picture.dtype, copy=False)
+        rows = _interpolate(work, factor).swapaxes(0, 1)
+        return _interpolate(rows, factor).swapaxes(0, 1).astype(picture.dtype, copy=False)
     size = (width * factor, height * factor)
     if channels <= CV_CHANNELS:
         out = np.asarray(cv2.resize(work, size, interpolation=cv2.INTER_LINEAR)).reshape(*size[::-1], channels)
@@ -396,23 +408,20 @@ def _enlarge(picture: NDArray[Any], factor: int, smooth: bool) -> NDArray[Any]:
     return out.astype(picture.dtype, copy=False)
 
 
-def _interpolate(picture: NDArray[Any], factor: int, axis: int) -> NDArray[Any]:
-    """Enlarge one axis linearly; the outermost half pixels are constant."""
-    length = picture.shape[axis]
+def _interpolate(picture: NDArray[np.floating[Any]], factor: int) -> NDArray[np.floating[Any]]:
+    """Enlarge the first axis linearly; the outermost half pixels are constant."""
+    import cv2
+
+    length = len(picture)
     place = np.clip((np.arange(length * factor) + 0.5) / factor - 0.5, 0, length - 1)
     near = place.astype(np.int64)
     far = np.minimum(near + 1, length - 1)
-    if axis == 0 and picture.dtype.kind == "f":
-        import cv2
-
-        # A line at a time: no arrays as large as the picture in between.
-        lines = np.ascontiguousarray(picture).reshape(length, picture.shape[1], -1)
-        out = np.empty((length * factor, *lines.shape[1:]), picture.dtype)
-        for at, (a, b, share) in enumerate(zip(near.tolist(), far.tolist(), (place - near).tolist(), strict=True)):
-            cv2.addWeighted(lines[a], 1 - share, lines[b], share, 0, dst=out[at])
-        return out.reshape(-1, *picture.shape[1:])
-    share = (place - near).astype(picture.dtype).reshape(-1, *(1,) * (picture.ndim - 1 - axis))
-    return np.asarray(picture.take(near, axis) * (1 - share) + picture.take(far, axis) * share)
+    # A line at a time: no arrays as large as the picture in between.
+    lines = np.ascontiguousarray(picture).reshape(length, picture.shape[1], -1)
+    out = np.empty((length * factor, *lines.shape[1:]), picture.dtype)
+    for at, (a, b, share) in enumerate(zip(near.tolist(), far.tolist(), (place - near).tolist(), strict=True)):
+        cv2.addWeighted(lines[a], 1 - share, lines[b], share, 0, dst=out[at])
+    return out.reshape(-1, *picture.shape[1:])
 
 
 def _double(picture: NDArray[Any]) -> NDArray[Any]:

@@ -88,6 +88,11 @@ class RunConfig:
         """Give the number of spatial axes: 2 of images, 3 of volumes."""
         return int(self.patcher["ndim"])
 
+    @property
+    def kind(self) -> str:
+        """Give what the run was trained on in a word, slides being images."""
+        return "volume" if self.ndim == 3 else "image"
+
     def patcher_for(self, shape: tuple[int, ...]) -> Patcher:
         """Make the patcher of a whole image, its budget in proportion to the area.
 

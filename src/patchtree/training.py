@@ -307,7 +307,7 @@ def train(
     best = f"best {course.score} {course.best:.3f} at step {course.best_step}"
     say(f"{best} of {trainer.global_step}; the run is in {out}")
     if main:
-        _say_fraction(out, _budgets(dataset, config, options), "volume" if config.ndim == 3 else "image", say)
+        _say_fraction(out, _budgets(dataset, config, options), config.kind, say)
         shutil.rmtree(out / CACHE, ignore_errors=True)
     return out
 

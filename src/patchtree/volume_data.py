@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchtree.augment import Window, place, take, vary_colours, vary_detail, vary_window
-from patchtree.budget import with_budget
+from patchtree.augment import Window, place, take, vary_colours, vary_window
 from patchtree.cache import Cached
 from patchtree.data import DataModule
 from patchtree.samples import Sample, cut_sample
@@ -93,12 +92,10 @@ class Blocks(Windows):
         block = Block(corner[0], shape[0], Window.of(corner[1:], shape[1:]))
         if self.augment:
             block = vary_block(block, rng)
-        patcher = with_budget(self.patcher, tuple(shape), self.density * fraction)
         image = take_block(source.image(), block)
         mask = take_block(source.mask(), block, ids=True) if self.classes else None
-        if self.augment:
-            image, patcher = vary_colours(image, rng, ndim=3), replace(patcher, detail=vary_detail(patcher.detail, rng))
-        where = place_block(block, source.shape)
+        image = vary_colours(image, rng, ndim=3) if self.augment else image
+        patcher, where = self.patcher_for(shape, fraction, rng), place_block(block, source.shape)
         return cut_sample(patcher, image, mask, source.name, self.classes, self.ignore, *where)
 
 

@@ -97,9 +97,7 @@ class Windows(Dataset[Sample]):
         part = Window.of(corner, shape)
         if self.augment:
             part = vary_window(part, rng)
-        patcher = with_budget(self.patcher, part.shape, self.density * fraction)
-        if self.augment:
-            patcher = replace(patcher, detail=vary_detail(patcher.detail, rng))
+        patcher = self.patcher_for(shape, fraction, rng)
         if self.levels and suits(patcher, part, source.channels):
             return self._cut_levels(source, align(part), patcher, rng)
         image = take(source.image(), part)
@@ -107,6 +105,11 @@ class Windows(Dataset[Sample]):
         image = vary_colours(image, rng) if self.augment else image
         at = place(part, (source.shape[0], source.shape[1]))
         return cut_sample(patcher, image, mask, source.name, self.classes, self.ignore, *at)
+
+    def patcher_for(self, shape: Sequence[int], fraction: float, rng: np.random.Generator) -> Patcher:
+        """Give the patcher of a window of this shape: its budget at this fraction of the density, its detail varied."""
+        patcher = with_budget(self.patcher, tuple(shape), self.density * fraction)
+        return replace(patcher, detail=vary_detail(patcher.detail, rng)) if self.augment else patcher
 
     def _cut_levels(self, source: Cached, part: Window, patcher: Patcher, rng: np.random.Generator) -> Sample:
         pixels, tree, counts = cut_window(open_mips(source), part, patcher, self.classes, self.ignore)

@@ -121,8 +121,7 @@ def verb(command: Callable[P, None]) -> Callable[P, None]:
             tell("stopped by Ctrl-C", kind="")
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # Whoever reads the output has enough; the interpreter's last flush must not complain either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            stop_printing()
             raise typer.Exit(1) from None
         except Exception as error:
             if isinstance(error, typer.Exit):
@@ -225,7 +224,12 @@ def say(message: str) -> None:
         typer.echo(message)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stop_printing()
+
+
+def stop_printing() -> None:
+    """Let stdout go nowhere: whoever reads it has enough, and the interpreter's last flush must not complain either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(value: Any) -> None:

@@ -81,9 +81,8 @@ def evaluate(
         (trained_on, "trained on"),
         (chosen_on, "named as images that chose the best weights"),
     ]
-    kind = "volume" if config.ndim == 3 else "image"
     seen = "".join(f"; {number} {what}" for number, what in notes if number)
-    typer.echo(f"{run} on {data}: {len(dataset)} {kind}{'s' if len(dataset) > 1 else ''}{seen}")
+    typer.echo(f"{run} on {data}: {len(dataset)} {config.kind}{'s' if len(dataset) > 1 else ''}{seen}")
     (print_scores if classify else _print_table)(result)
 
 

@@ -15,7 +15,7 @@ from patchtree.errors import InputError, say_size
 from patchtree.files import replacing
 from patchtree.ids import type_of
 from patchtree.io import stills, tiff
-from patchtree.io.raster import Raster, upright
+from patchtree.io.raster import Raster, count_no_numbers, refuse_no_numbers, settle_type, upright
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 
@@ -58,11 +58,8 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[Any]:
     image = _colours(path, raster)
     if image.dtype.kind == "c":
         raise InputError(f"{path}: has complex numbers for pixels; save their magnitude as float32")
-    if image.dtype.name not in ("uint8", "uint16", "int16"):
-        with np.errstate(over="ignore"):
-            image = image.astype(np.int16 if image.dtype == np.int8 else np.float32, copy=False)
-    if image.dtype.kind == "f" and (bad := image.size - np.count_nonzero(np.isfinite(image))):
-        raise InputError(f"{path}: {bad:,} of {image.size:,} values are NaN or infinite; replace them and save again")
+    image = settle_type(image)
+    refuse_no_numbers(path, count_no_numbers(image), image.size)
     return upright(image.astype(image.dtype.newbyteorder("="), copy=False), raster.orientation)
 
 

@@ -87,6 +87,25 @@ def free_memory() -> int:
         return sys.maxsize
 
 
+def settle_type(values: NDArray[Any]) -> NDArray[Any]:
+    """Keep 8 and 16 bits as they are, with int8 as int16, and make float32 of all other real numbers."""
+    if values.dtype.name in ("uint8", "uint16", "int16"):
+        return values
+    with np.errstate(over="ignore"):
+        return values.astype(np.int16 if values.dtype == np.int8 else np.float32, copy=False)
+
+
+def count_no_numbers(values: NDArray[Any]) -> int:
+    """Count what is NaN or infinite."""
+    return int(values.size - np.count_nonzero(np.isfinite(values))) if values.dtype.kind == "f" else 0
+
+
+def refuse_no_numbers(path: Path, bad: int, size: int) -> None:
+    """Refuse a file of which some values are NaN or infinite."""
+    if bad:
+        raise InputError(f"{path}: {bad:,} of {size:,} values are NaN or infinite; replace them and save again")
+
+
 def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Turn and mirror (H, W, ...) as EXIF's `orientation` (1 to 8) asks."""
     match orientation:

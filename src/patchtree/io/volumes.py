@@ -9,7 +9,7 @@ import struct
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 from patchtree.errors import InputError
 from patchtree.files import replacing, split_suffix
 from patchtree.io.images import read_head
+from patchtree.io.raster import count_no_numbers, refuse_no_numbers, settle_type
 
 _READ_AT_ONCE = 1 << 22
 _GZIP = b"\x1f\x8b"
+_NIFTI = (".nii", ".nii.gz")
 # Of NIfTI's header the bytes, of its types those of floats.
 _NIFTI_HEAD = 348
 _NIFTI_FLOATS = {16: "f4", 64: "f8"}
@@ -79,12 +81,7 @@ def read_volume(path: str | os.PathLike[str]) -> NDArray[Any]:
         InputError: the file is missing, empty, cut short, has not three or four axes, holds NaN or infinity, or
             SimpleITK is not installed.
     """
-    path = Path(path)
-    values = _read(path)
-    if values.dtype.name not in ("uint8", "uint16", "int16"):
-        with np.errstate(over="ignore"):
-            values = values.astype(np.int16 if values.dtype == np.int8 else np.float32, copy=False)
-    return values
+    return settle_type(_read(Path(path)))
 
 
 def read_volume_mask(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -129,23 +126,21 @@ def count_channels(path: str | os.PathLike[str]) -> int:
     return int(reader.GetNumberOfComponents() * math.prod(reader.GetSize()[3:]))
 
 
-def warn_elsewhere(path: Path, grid: Grid, image: Path) -> None:
-    """Warn where a mask, or a channel, does not lie where its volume does.
-
-    Args:
-        path: the mask or channel.
-        grid: of the volume.
-        image: the volume.
+def warn_elsewhere(files: Sequence[Path]) -> None:
+    """Warn of files, further channels or a mask, that do not lie where the first, a volume, does.
 
     Raises:
         InputError: as for `read_volume`.
     """
-    if not grid.covers(read_grid(path)):
-        warnings.warn(
-            f"{image}: {path} lies elsewhere by its spacing, origin or direction; voxels are taken to be in the same "
-            "order",
-            stacklevel=2,
-        )
+    image, *others = files
+    grid = read_grid(image)
+    for path in others:
+        if not grid.covers(read_grid(path)):
+            warnings.warn(
+                f"{image}: {path} lies elsewhere by its spacing, origin or direction; voxels are taken to be in the "
+                "same order",
+                stacklevel=2,
+            )
 
 
 def write_volume(path: str | os.PathLike[str], values: ArrayLike, grid: Grid | None = None) -> None:
@@ -168,7 +163,7 @@ def write_volume(path: str | os.PathLike[str], values: ArrayLike, grid: Grid | N
     values = values.view(np.uint8) if values.dtype == bool else values
     try:
         # Channels are a fourth axis of a NIfTI, as most programs have them, and parts of a voxel elsewhere.
-        parts = values.ndim == 4 and ".nii" not in split_suffix(path)[1].lower()
+        parts = values.ndim == 4 and split_suffix(path)[1].lower() not in _NIFTI
         values = np.moveaxis(values, 3, 0) if values.ndim == 4 and not parts else values
         image = sitk.GetImageFromArray(np.ascontiguousarray(values), isVector=parts)
         if grid is not None:
@@ -209,7 +204,7 @@ def _open(path: Path) -> Any:
     """Read a header."""
     sitk = _simpleitk(path)
     packed, suffix = read_head(path).startswith(_GZIP), split_suffix(path)[1].lower()
-    if packed != (suffix == ".nii.gz") and suffix in (".nii", ".nii.gz"):
+    if packed != (suffix == ".nii.gz") and suffix in _NIFTI:
         what, name = ("compressed", ".nii.gz") if packed else ("not compressed", ".nii")
         raise InputError(f"{path}: is {what}; name it {name} if it is a NIfTI, or export it again")
     reader = sitk.ImageFileReader()
@@ -231,17 +226,15 @@ def _read(path: Path) -> NDArray[Any]:
     reader, suffix = _open(path), split_suffix(path)[1].lower()
     bad = 0
     try:
-        if suffix in (".nii", ".nii.gz"):
+        if suffix in _NIFTI:
             bad = _check_nifti(path, suffix == ".nii.gz")
         with _silent(suffix):
             image = reader.Execute()
         values = np.asarray(_simpleitk(path).GetArrayFromImage(image))
     except (RuntimeError, TypeError, EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
         raise InputError(f"{path}: cannot be read ({_reason(error)}); copy or export it again") from error
-    if values.dtype.kind == "f":
-        bad += values.size - int(np.count_nonzero(np.isfinite(values)))
-    if bad:
-        raise InputError(f"{path}: {bad:,} of {values.size:,} values are NaN or infinite; replace them and save again")
+    bad += count_no_numbers(values)
+    refuse_no_numbers(path, bad, values.size)
     if reader.GetDimension() == 4:
         values = np.ascontiguousarray(np.moveaxis(values, 0, 3))
         values = values[..., 0] if values.shape[3] == 1 else values
@@ -272,8 +265,7 @@ def _check_nifti(path: Path, packed: bool) -> int:
                 raise EOFError("it is cut short")
             left -= len(part)
             if kind in _NIFTI_FLOATS:
-                values = np.frombuffer(part, f"{order}{_NIFTI_FLOATS[kind]}")
-                bad += values.size - int(np.count_nonzero(np.isfinite(values)))
+                bad += count_no_numbers(np.frombuffer(part, f"{order}{_NIFTI_FLOATS[kind]}"))
         # The checksum of what is compressed stands at its end.
         while packed and file.read(_READ_AT_ONCE):
             pass
