@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Sums that stay in the second-level cache while rows are added to them.
-_SUMS_BYTES = 1 << 18
+# Sums that rows are added to: as for `pyramid`, few calls and in a cache.
+_SUMS_BYTES = 1 << 21
 # What OpenCV squares as it is.
 _SQUARED_TYPES = (np.uint8, np.uint16, np.float32, np.float64)
 
@@ -67,8 +67,8 @@ def sum_squares(values: NDArray[Any], side: int, shape: tuple[int, ...], level: 
     """
     import cv2
 
-    # Sums of 8-bit squares are whole numbers that float32 holds up to 258 rows.
-    exact = values.dtype == np.uint8 and not level and side <= 256
+    # Sums of 8-bit squares are whole numbers that float32 holds up to 258 rows, those of their first sums up to 16.
+    exact = side <= {0: 256, 1: 16}.get(level, 0) and values.dtype == (np.uint16 if level else np.uint8)
     work: type[np.floating[Any]] = np.float32 if exact else np.float64
     step, channels = 1 << level, values.shape[-1]
     # Only the last along an axis may stand for fewer pixels of the image than others do.
