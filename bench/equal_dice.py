@@ -1,4 +1,4 @@
-"""Dice and time of a step, the same model trained for as many steps on adaptive and on uniform patches of whole images.
+"""How much sooner the same model is as good on adaptive patches of whole images as on uniform ones.
 
 The images show the same at every size, so adaptive patches are as many at every size.
 """
@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +36,8 @@ if TYPE_CHECKING:  # torch is left to the processes that measure
 # Highest learning rate of Muon, that of `patchtree train`.
 RATE = 3e-3
 Pair = tuple[NDArray[Any], NDArray[Any]]
-# What of a step's time is compared.
-PARTS = (("step",), ("step", "prepare"))
-# Steps that are made where only their time is asked for, the first not counted.
-TIMED = 3
+# Dice that differs by less is equal.
+EQUAL = 0.01
 
 
 def measure(case: Case) -> Result:
@@ -61,27 +60,25 @@ def measure(case: Case) -> Result:
     model = build_model(f"patchtree:{case['size']}", train.labels, patch_size=case["patch_size"]).to(device)
     optimiser = Task(model, RATE, muon=True).configure_optimizers()
     step = train_step.make_step(model, optimiser, device)
-    steps = case["steps"] or TIMED
     preparing, stepping = [], []
-    for done in range(steps):
+    while (spent := sum(preparing) + sum(stepping)) < case["seconds"]:
         for group in optimiser.param_groups:
-            group["lr"] = RATE * rate(done / steps)
+            group["lr"] = RATE * rate(spent / case["seconds"])
         begin = time.perf_counter()
         batch = train_step.prepare(
             case, [turn_both(seen[at], rng) for at in rng.integers(len(seen), size=case["batch"])], model
         )
         preparing.append(time.perf_counter() - begin)
         stepping.append(common.clock(partial(step, batch)))
-    result: Result = {
+    tables = [scores.confusion(predict(case, image, model), mask, test) for image, mask in held_out]
+    return {
         "tokens": batch.tokens.valid.shape[1],
-        "prepare": statistics.median(preparing[1:] or preparing),
-        "step": statistics.median(stepping[1:] or stepping),
+        "steps": len(stepping),
+        # The first is not like the others: what it needs is set up.
+        "step": statistics.median(stepping[1:] or stepping) + statistics.median(preparing[1:] or preparing),
+        "dice": float(scores.mean(scores.dice(np.sum(tables, 0)))),
         "device": train_step.name_device(device),
     }
-    if case["steps"]:
-        tables = [scores.confusion(predict(case, image, model), mask, test) for image, mask in held_out]
-        result["dice"] = float(scores.mean(scores.dice(np.sum(tables, 0))))
-    return result
 
 
 def turn_both(pair: Pair, rng: np.random.Generator) -> Pair:
@@ -108,113 +105,163 @@ HEADER = (
     "image",
     "N uniform",
     "N adaptive",
-    "Dice uniform",
-    "Dice adaptive",
     "step uniform, s",
     "step adaptive, s",
     "faster",
-    "with patches made, faster",
+    "Dice uniform",
+    "Dice adaptive",
+    "as good after, s",
+    "sooner",
 )
-WAYS = ("uniform", "adaptive")
 
 
-def row(side: int, found: dict[str, list[Result]]) -> tuple[object, ...]:
-    """Compare both ways at one size: Dice of each seed, medians of the times."""
-    ways = [found[way] for way in WAYS]
-    return (
-        f"{side:,} x {side:,}",
-        *(f"{results[0]['tokens']:,}" if "tokens" in results[0] else "" for results in ways),
-        *(
-            " ".join(f"{one['dice']:.3f}" if "dice" in one else one.get("failed", "not trained") for one in results)
-            for results in ways
-        ),
-        *(f"{seconds(results, 'step'):.3g}" if "step" in results[0] else results[0]["failed"] for results in ways),
-        *(ratio(gain(found, *parts)) if both_ran(found) else "" for parts in PARTS),
-    )
+@dataclass(frozen=True)
+class Row:
+    """What was found at one size.
+
+    Attributes:
+        side: of the images, in pixels.
+        uniform: a result of each seed.
+        adaptive: the same for each time that a training had, in seconds, the longest first.
+    """
+
+    side: int
+    uniform: list[Result]
+    adaptive: dict[float, list[Result]]
+
+    @property
+    def ran(self) -> bool:
+        return all("dice" in one for results in (self.uniform, *self.adaptive.values()) for one in results)
+
+    @property
+    def seconds(self) -> float:
+        """What uniform patches had."""
+        return next(iter(self.adaptive))
+
+    @property
+    def enough(self) -> float | None:
+        """The least time after which adaptive patches were as good; None if they never were."""
+        least = mean(self.uniform) - EQUAL
+        good = [seconds for seconds, results in self.adaptive.items() if mean(results) >= least]
+        return min(good, default=None)
+
+    @property
+    def faster(self) -> float:
+        return median(self.uniform, "step") / median(self.adaptive[self.seconds], "step")
+
+    def cells(self) -> tuple[object, ...]:
+        name = f"{self.side:,} x {self.side:,}"
+        if not self.ran:
+            results = (self.uniform, *self.adaptive.values())
+            return (name, next(one["failed"] for some in results for one in some if "failed" in one), *[""] * 8)
+        ways = (self.uniform, self.adaptive[self.seconds])
+        return (
+            name,
+            *(f"{results[0]['tokens']:,}" for results in ways),
+            *(f"{median(results, 'step'):.3g}" for results in ways),
+            ratio(self.faster),
+            *(" ".join(f"{one['dice']:.3f}" for one in results) for results in ways),
+            f"{self.enough:.3g}" if self.enough else "never",
+            ratio(self.seconds / self.enough) if self.enough else "",
+        )
 
 
-def both_ran(found: dict[str, list[Result]]) -> bool:
-    return all("step" in found[way][0] for way in WAYS)
+def mean(results: list[Result]) -> float:
+    return statistics.mean(one["dice"] for one in results)
 
 
-def seconds(results: list[Result], *parts: str) -> float:
-    """Give the seconds that parts of a step take together, the median over seeds that ran."""
-    return statistics.median(sum(one[part] for part in parts) for one in results if "step" in one)
+def median(results: list[Result], what: str) -> float:
+    return statistics.median(one[what] for one in results)
 
 
-def gain(found: dict[str, list[Result]], *parts: str) -> float:
-    return seconds(found["uniform"], *parts) / seconds(found["adaptive"], *parts)
+def compare(args: Any, side: int) -> Row:
+    """Train on uniform patches for the time given, and on adaptive ones for less and less while they are as good."""
 
-
-def compare(args: Any) -> dict[int, dict[str, list[Result]]]:
-    """Train both ways at each size, or only time them where that would take too long."""
-    found: dict[int, dict[str, list[Result]]] = {}
-    for side in args.sides:
-        for way in WAYS:
-            steps = args.steps if way == "adaptive" or side <= args.trained else 0
+    def train(way: str, seconds: float) -> list[Result]:
+        results = []
+        for seed in range(args.seeds):
+            common.progress(f"{way}, {side} x {side}, {seconds:.3g} s, seed {seed}")
             case = {
                 "side": side,
                 "way": way,
+                "seconds": seconds,
                 "budget": args.budget,
                 "picture": args.picture,
                 "patch_size": args.patch_size,
                 "detail": "residual",
                 "size": args.size,
                 "batch": args.batch,
-                "steps": steps,
                 "threads": args.threads,
+                "seed": seed,
             }
-            for seed in range(args.seeds if steps else 1):
-                common.progress(f"{way}, {side} x {side}, seed {seed}")
-                result = fresh(__file__, {**case, "seed": seed}, args.threads, args.timeout)
-                common.progress(f"    {result}")
-                found.setdefault(side, {}).setdefault(way, []).append(result)
+            results.append(fresh(__file__, case, args.threads, args.timeout))
+            common.progress(f"    {results[-1]}")
+        return results
+
+    found = Row(side, train("uniform", args.seconds), {})
+    seconds = args.seconds
+    while seconds >= args.shortest:
+        found.adaptive[seconds] = train("adaptive", seconds)
+        if not found.ran or found.enough != seconds:
+            break
+        seconds /= 2
     return found
 
 
-def summary(found: dict[int, dict[str, list[Result]]]) -> str:
-    """Give the geometric mean of how much faster steps are, of the sizes that ran both ways."""
-    ran = {side: both for side, both in found.items() if both_ran(both)}
+def by_time(rows: list[Row]) -> str:
+    """Give the Dice on adaptive patches after each time."""
+    ran = [row for row in rows if row.ran]
+    times = sorted({seconds for row in ran for seconds in row.adaptive}, reverse=True)
+    cells = [
+        (f"{row.side:,} x {row.side:,}", *(f"{mean(row.adaptive[s]):.3f}" if s in row.adaptive else "" for s in times))
+        for row in ran
+    ]
+    return table(("image", *(f"after {seconds:.3g} s" for seconds in times)), cells)
+
+
+def summary(rows: list[Row]) -> str:
+    """Give the geometric means, of the sizes that ran both ways."""
+    ran = [row for row in rows if row.ran and row.enough]
     if not ran:
-        return "No size ran both ways."
-    means = [statistics.geometric_mean(gain(both, *parts) for both in ran.values()) for parts in PARTS]
-    sizes = ", ".join(f"{side:,}" for side in ran)
+        return "At no size were adaptive patches as good."
+    sizes = ", ".join(f"{row.side:,}" for row in ran)
+    sooner = statistics.geometric_mean(row.seconds / (row.enough or row.seconds) for row in ran)
     return (
-        f"Geometric mean over {sizes} px: the step is {ratio(means[0])} times as fast, "
-        f"{ratio(means[1])} times with making the patches, labels and ghost cells."
+        f"Geometric mean over {sizes} px: as good {ratio(sooner)} times sooner, and a step, patches made, is "
+        f"{ratio(statistics.geometric_mean(row.faster for row in ran))} times as fast."
     )
 
 
 def main(argv: Sequence[str]) -> None:
     parser = common.options((__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--sides", type=int, nargs="+", default=[512, 1024, 2048, 4096], help="of the images")
-    parser.add_argument("--trained", type=int, default=4096, help="largest side at which uniform patches are trained")
+    parser.add_argument("--sides", type=int, nargs="+", default=[512, 1024, 2048], help="of the images")
     parser.add_argument("--picture", default="retina", choices=list(pictures.PICTURES))
     parser.add_argument("--budget", type=int, default=1024, help="adaptive patches of an image")
     parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--size", default="tiny", choices=("nano", "tiny", "small", "base"), help="of the model")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--seconds", type=float, default=900, help="that a training on uniform patches has")
+    parser.add_argument("--shortest", type=float, default=4, help="seconds that a training has at least")
     parser.add_argument("--batch", type=int, default=2, help="images a step")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds that a run may take")
+    parser.add_argument("--timeout", type=float, default=7200, help="seconds that a run may take")
     args = parser.parse_args(argv)
     if args.quick:
-        args.sides, args.budget, args.steps, args.seeds = [128], 16, 2, 1
-    found = compare(args)
-    device = next(
-        (one["device"] for both in found.values() for one in both["adaptive"] if "device" in one), "no device"
-    )
+        args.sides, args.budget, args.seconds, args.shortest, args.seeds = [128], 16, 2, 1, 1
+    rows = [compare(args, side) for side in args.sides]
+    device = next((one["device"] for row in rows for one in row.uniform if "device" in one), "no device")
     about = (
-        f"patchtree:{args.size}, p = {args.patch_size}, on {device}, {args.threads} thread(s). Each run makes "
-        f"{args.steps} steps of {args.batch} whole images, one sequence each, by the optimiser and the schedule of "
-        "`patchtree train`, from random weights; seven of nine parts of scikit-image's picture "
-        f"{args.picture!r} are trained on, two held out, all enlarged to the size of the row. Adaptive patches are by "
-        f"residual, {args.budget:,} an image at most, at every size. Dice is of the held-out images at their size, of "
-        "each seed. A step is forward, loss, backward and optimiser."
+        f"patchtree:{args.size}, p = {args.patch_size}, on {device}, {args.threads} thread(s). On uniform patches each "
+        f"run has {args.seconds:.4g} s, patches made, of steps of {args.batch} whole images, one sequence each, by the "
+        "optimiser and the schedule of `patchtree train`, from random weights; seven of nine parts of scikit-image's "
+        f"picture {args.picture!r} are trained on, two held out, all enlarged to the size of the row. On adaptive "
+        f"patches (residual, {args.budget:,} an image at most, at every size) runs have as much, half of that, ..., "
+        f"each with its own schedule, while their Dice is no more than {EQUAL} below that of uniform patches. Dice is "
+        "of the held-out images at their size, of each seed, after the whole time. A step is that of all the batch: "
+        "patches, labels and ghost cells, forward, loss, backward and optimiser."
     )
-    parts = ["### A training step at equal Dice", about, table(HEADER, [row(side, found[side]) for side in found])]
-    common.publish("equal_dice", [*parts, summary(found)], args.save, ["torch"])
+    parts = ["### How much sooner the same Dice is reached", about, table(HEADER, [row.cells() for row in rows])]
+    common.publish("equal_dice", [*parts, by_time(rows), summary(rows)], args.save, ["torch"])
 
 
 if __name__ == "__main__":
