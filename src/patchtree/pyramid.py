@@ -115,7 +115,7 @@ def _halve(image: NDArray[Any], dtype: np.dtype[Any], gain: int, share: list[flo
         return np.stack(halves).astype(dtype, copy=False)
     height, width, channels = image.shape
     even = width + width % 2
-    rows = max(2, _CHUNK_BYTES // (even * channels * dtype.itemsize) // 2 * 2)
+    rows = min(height + height % 2, max(2, _CHUNK_BYTES // (even * channels * dtype.itemsize) // 2 * 2))
     out = np.empty(((height + 1) // 2, even // 2, channels), dtype)
     copied = image.dtype != dtype or even != width or height % 2 or min(share) < 1
     buffer = np.empty((rows if copied else 0, even, channels), dtype)

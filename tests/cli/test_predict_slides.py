@@ -11,7 +11,7 @@ import shapely
 import tifffile
 from PIL import Image
 
-from patchtree.cli.predict import _outline
+from patchtree.cli.masks import _outline
 from patchtree.errors import InputError
 from patchtree.io import outlines
 from patchtree.io.annotations import Annotations

@@ -65,7 +65,7 @@ def demo(
     """
     from patchtree.cli.evaluate import score
     from patchtree.cli.patch import patch_image
-    from patchtree.cli.predict import Wanted, predict_image
+    from patchtree.cli.masks import Wanted, predict_image
     from patchtree.datasets import find_data
     from patchtree.inference import load
     from patchtree.io.images import read_image, read_mask, write_image
