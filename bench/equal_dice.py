@@ -236,7 +236,7 @@ def main(argv: Sequence[str]) -> None:
     parser = common.options((__doc__ or "").split("\n\n")[0])
     parser.add_argument("--sides", type=int, nargs="+", default=[512, 1024, 2048], help="of the images")
     parser.add_argument("--picture", default="retina", choices=list(pictures.PICTURES))
-    parser.add_argument("--budget", type=int, default=512, help="adaptive patches of an image")
+    parser.add_argument("--budget", type=int, default=1024, help="adaptive patches of an image")
     parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--size", default="tiny", choices=("nano", "tiny", "small", "base"), help="of the model")
     parser.add_argument("--seconds", type=float, default=600, help="that a training on uniform patches has")

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchtree.eager import eagerly
 from patchtree.errors import InputError
 from patchtree.patcher import Patches
 from patchtree.patches import full_scale
@@ -54,7 +55,13 @@ class Tokens:
         return self.centre.shape[-1]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Tokens:
-        """Move the tensors to a device."""
+        """Move the tensors to a device.
+
+        Raises:
+            InputError: a type is given, or anything else that is no device; models cast pixels themselves.
+        """
+        if isinstance(device, torch.dtype):
+            raise InputError(f"tokens have no type of their own, {device} was given; models cast pixels as they need")
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Tokens:
@@ -231,6 +238,7 @@ def _side(count: int) -> int:
     return 1 << (max(0, count - 1).bit_length() + 1) // 2
 
 
+@eagerly
 @lru_cache(maxsize=16)
 def _curve(side: int) -> tuple[Tensor, Tensor]:
     """Give the row and column of every tile of a mosaic, along the trees' own Morton curve."""

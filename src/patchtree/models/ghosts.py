@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchtree.eager import eagerly
 from patchtree.errors import InputError
 from patchtree.tree import Tree
 
@@ -53,6 +54,7 @@ def ghosts(tree: Tree, grid: int) -> NDArray[np.int64]:
     return index
 
 
+@eagerly
 def ghost_batch(trees: Sequence[Tree], length: int, grids: Iterable[int]) -> dict[int, Tensor]:
     """Find the ghost cells of a batch, ready to gather from a batch's cells laid end to end.
 

@@ -108,7 +108,7 @@ class DepthsHead(nn.Module):
 
     def forward(self, tokens: Tokens, encoded: Encoded, ghosts: Mapping[int, Tensor]) -> Tensor:
         """Give the logits of every patch pixel, ``(B, N, p, p, K)``; 3-D alike."""
-        pixels = tokens.pixels.flatten(0, 1).movedim(1, -1)
+        pixels = tokens.pixels.flatten(0, 1).movedim(1, -1).to(self.stem.weight.dtype)
         own = self.conv(self.stem(merge(pixels.flatten(1, -2), STEM, self.ndim)), ghosts[self.grids[0]])
         skips = [
             split(gather(x).flatten(0, 1)[:, None], grid, self.ndim)

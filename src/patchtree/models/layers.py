@@ -108,7 +108,8 @@ class Place(nn.Module):
         # Wavelengths of 2, 1, 1/2 ... of the longer side, so that its two ends differ.
         rate = math.pi * 2.0 ** torch.arange(self.octaves, device=place.device)
         phase = (torch.cat([place, octave], dim=-1)[..., None] * rate).flatten(-2)
-        out: Tensor = self.net(torch.cat([phase.sin(), phase.cos()], dim=-1))
+        waves = torch.cat([phase.sin(), phase.cos()], dim=-1)
+        out: Tensor = self.net(waves.to(self.net[0].weight.dtype))  # type: ignore[arg-type]
         return out
 
 

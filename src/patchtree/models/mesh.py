@@ -114,7 +114,7 @@ class WayDown(OnMesh):
     def forward(self, tokens: Tokens, ghosts: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
         """Give the cells on each grid, finest first, ``(B * N, g**d, C)``."""
         seen = torch.cat([tokens.pixels, standardise(tokens.pixels, tokens.valid)], dim=2)
-        pixels = seen.flatten(0, 1).movedim(1, -1)
+        pixels = seen.flatten(0, 1).movedim(1, -1).to(self.stem.weight.dtype)
         x = self.stem(merge(pixels.flatten(1, -2), STEM, self.ndim))
         skips = []
         for stage, grid in enumerate(mesh_grids(tokens.patch_size)):

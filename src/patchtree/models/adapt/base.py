@@ -135,7 +135,7 @@ class Adapted(nn.Module, ABC):
         padded = any(length < self.prefix + count for length in lengths)
         valid = torch.cat([tokens.valid.new_ones(len(lengths), self.prefix), tokens.valid], dim=1) if padded else None
         packed = self.packs and padded and sum(lengths) < (1 - _WASTE) * len(lengths) * (self.prefix + count)
-        packed = packed and not self._drops_rows()
+        packed = packed and not self._drops_rows() and not self._recomputes() and not torch.compiler.is_compiling()
         batch = x.shape
         if packed and valid is not None:
             x, beside = x[valid][None], _gather(beside, valid, self.prefix)
@@ -194,6 +194,10 @@ class Adapted(nn.Module, ABC):
     def _drops_rows(self) -> bool:
         # Stochastic depth drops rows of the batch, and a packed batch is one row: all of its images or none.
         return self.training and any(getattr(part, "drop_prob", 0) and part.training for part in self.model.modules())
+
+    def _recomputes(self) -> bool:
+        # What torch's wrapper computes again for the backward pass would not be kept inside segments.
+        return self.training and any(type(part).__name__ == "CheckpointWrapper" for part in self.model.modules())
 
     def _numbers(self, depths: Sequence[int]) -> tuple[int, ...]:
         for number in depths:

@@ -36,6 +36,7 @@ class SegmentAttention(TorchFunctionMode):
         super().__init__()
         self.lengths = list(lengths)
         self.used = False
+        self._learns = torch.is_grad_enabled()
 
     def __torch_function__(
         self,
@@ -55,6 +56,8 @@ class SegmentAttention(TorchFunctionMode):
     ) -> Tensor:
         if attn_mask is not None:
             raise ValueError("a mask and segments exclude each other")
+        if self._learns and not torch.is_grad_enabled():  # reentrant checkpoints compute it again outside of this mode
+            raise ValueError("checkpoints inside a block forget the segments; set checkpointing = True, or packs = False")
         if query.shape[-2] != sum(self.lengths):  # such as a pooling query, which sees no row of images
             raise ValueError("attention between other things than the row's tokens cannot be kept inside segments")
         self.used = True
