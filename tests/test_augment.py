@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -242,3 +245,17 @@ def test_patches_that_lie_apart_are_not_blurred_into_each_other() -> None:
     pixels[0, 8:] = 20
     edge = vary_patches(Patches(pixels, tree), np.random.default_rng(seed)).pixels[0, :, 0, 0]
     assert len(np.unique(edge)) > 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_colours_of_many_channels_are_changed_like_those_of_few(dtype: Any) -> None:
+    seed = next(seed for seed in range(999) if all(np.array(spread((8, 8, 130), seed)) > 0))
+    image = (np.random.default_rng(0).random((32, 32, 130)) * 200).astype(dtype)
+    image[0, 0], image[0, 1] = 0, 200
+    colours = Colours.draw(130, np.random.default_rng(seed))
+    many = colours.apply(image)
+    few = replace(colours, **{name: getattr(colours, name)[129:] for name in ("gain", "lift", "gamma")})
+    np.testing.assert_array_equal(many[..., 129], few.apply(np.ascontiguousarray(image[..., 129:]))[..., 0])
+    varied = vary_colours(image, np.random.default_rng(seed))
+    assert varied.shape == image.shape
+    assert varied.dtype == dtype

@@ -197,3 +197,35 @@ def test_bad_details_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=word):
             make()
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096), (512, 512, 600)])
+def test_the_range_of_grey_levels_is_that_of_all_columns(shape: tuple[int, ...]) -> None:
+    """As many rows as samples: every n-th pixel would be of the first column."""
+    wide = (shape[-1] - 5) // 64 * 64
+    image = np.zeros(shape if len(shape) == 2 else (8, 1 << 15, 512), np.uint16)
+    image[..., 8:wide:64] = 30000
+    image[..., 9:wide:64] = 30000
+    details = measure(image, "edges", patch_size=16, ndim=image.ndim)
+    assert details[-1].sum() > 0
+
+
+class Told:
+    """A detail that gives what it is told to."""
+
+    def __init__(self, *grids: Any) -> None:
+        self.grids = grids
+
+    def measure(self, image: NDArray[Any], patch_size: int, levels: int) -> list[NDArray[Any]]:
+        return [np.asarray(grid, float) for grid in self.grids]
+
+
+def test_grids_of_ones_own_detail_are_checked() -> None:
+    image = np.zeros((64, 64))
+    assert measure(image, Told([[1, 0], [0, 2]], [[2]]), patch_size=16)[1].tolist() == [[2.0]]
+    with pytest.raises(InputError, match="level 1 is more than that of the cell they are in"):
+        measure(image, Told([[1, 0], [0, 3]], [[2]]), patch_size=16)
+    with pytest.raises(InputError, match=r"give one a level, of \[\(2, 2\), \(1, 1\)\]"):
+        measure(image, Told([[1]], [[2]]), patch_size=16)
+    with pytest.raises(InputError, match=r"class; give one of it, Residual\(\)"):
+        as_detail(Residual)  # type: ignore[arg-type]

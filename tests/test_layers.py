@@ -31,6 +31,7 @@ ORDER = (
     "blend",
     "slide_inference",
     "jobs",
+    "eager",
     "tokens",
     "losses",
     "metrics",
@@ -68,7 +69,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-CORE = ORDER[: ORDER.index("tokens")]
+CORE = ORDER[: ORDER.index("eager")]
 TORCH = {"torch", "torchvision", "torchmetrics", "timm", "lightning", "monai"}
 # Tree.paint(values) is patches.paint(values, tree), and Patcher(slide) is patch_slide, where a user looks for them.
 EXCEPTIONS = {

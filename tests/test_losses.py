@@ -251,3 +251,12 @@ def test_other_shapes_are_refused(loss: Loss, shape: tuple[int, ...]) -> None:
         loss(torch.zeros(2, 3, 4, 4, 3), torch.zeros(shape))
     with pytest.raises(InputError, match="give both as"):
         loss(torch.zeros(4, 3), torch.zeros(4, 3))
+
+
+def test_a_single_class_is_refused() -> None:
+    one = torch.ones(1, 4, 16, 16, 1)
+    with pytest.raises(InputError, match="at least 2 classes"):
+        segmentation_loss(one, one)
+    with pytest.raises(InputError, match="at least 2 classes"):
+        dice_loss(one, one, include_background=False)
+    assert dice_loss(one, one).item() == pytest.approx(0, abs=1e-5)

@@ -136,3 +136,8 @@ torch.distributed.destroy_process_group()
     runs = [subprocess.Popen([sys.executable, "-c", code, rank], stdout=subprocess.PIPE, text=True) for rank in "01"]
     expected = [[float(2**24 - 1), float(2 * (2**24 - 1))], [1.0, 2.0]]
     assert [run.communicate(timeout=60)[0].strip() for run in runs] == [str(expected)] * 2
+
+
+def test_probabilities_are_no_prediction() -> None:
+    with pytest.raises(InputError, match=r"give class ids, such as logits.argmax"):
+        Confusion(classes=2).update(torch.full((1, 2), 0.9), torch.ones(1, 2, 2))

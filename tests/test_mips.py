@@ -216,3 +216,14 @@ def test_levels_are_not_made_where_they_are_not_wanted(source: Cached) -> None:
     assert not list(source.folder.glob("mips*"))
     assert len(replace(windows, levels=True)[0].patches) > 50
     assert list(source.folder.glob("mips*"))
+
+
+def test_a_narrow_long_image_is_mirrored_as_often_as_it_takes() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 1 << 14, 1), np.uint8)
+    image = cv2.GaussianBlur(image, (0, 0), 3)[..., None]
+    window = Window((0, 5000), (64, 1024), angle=15.0, scale=0.8)
+    patcher = Patcher(8, 200, detail=Residual())
+    pixels, _, _ = cut_window(make_mips(image, None), window, patcher, classes=0)
+    short, _, _ = cut_window(make_mips(image[:, :16000], None), window, patcher, classes=0)
+    assert pixels.shape == short.shape
+    assert np.abs(pixels.astype(float) - short).mean() < 1

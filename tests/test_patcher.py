@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchtree import Edges, InputError, Patcher, Patches, cut
+from patchtree import Edges, InputError, Patcher, Patches, Tree, cut
 from strategies import SHAPES, owner
 
 
@@ -127,3 +128,23 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"a\.npz: not a patches file"):
             Patches.load(path)
+
+
+def test_numpys_numbers_are_as_good() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (100, 130), np.uint8)
+    given = Patcher(np.int64(16), np.int32(50), max_level=np.uint8(3))  # type: ignore[arg-type]
+    assert given(image).tree == Patcher(16, 50, max_level=3)(image).tree
+    assert json.loads(json.dumps(given.to_dict())) == Patcher(16, 50, max_level=3).to_dict()
+    assert Tree.uniform(tuple(np.array((100, 130))), np.int64(16)) == Tree.uniform((100, 130), 16)  # type: ignore[arg-type]
+
+
+def test_channels_that_come_first_are_told() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (3, 40, 50), np.uint8)
+    with pytest.warns(UserWarning, match="taken as 3 x 40 pixels of 50 channels"):
+        Patcher(budget=8)(image)
+    Patcher(budget=8)(np.moveaxis(image, 0, -1))
+
+
+def test_patches_have_the_size_of_their_tree() -> None:
+    with pytest.raises(InputError, match=r"\(8, 8\) pixels do not fit a tree of patches of 16"):
+        Patches(np.zeros((4, 8, 8, 3), np.uint8), Tree.uniform((32, 32), 16))

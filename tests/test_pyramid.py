@@ -71,3 +71,12 @@ def test_what_lies_in_fresh_memory_plays_no_part(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("patchtree.pyramid.np.empty", spoilt)
     for picture, values in zip(pyramid(image, 6), expected, strict=True):
         assert np.array_equal(picture.values, values)
+
+
+@given(channels=st.sampled_from([3, 128, 129, 200]), seed=st.integers(0, 99))
+def test_bytes_of_any_number_of_channels_are_rounded(channels: int, seed: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (6, 10, channels), np.uint8)
+    *_, half = pyramid(image, 1, exact=False)
+    means = image.reshape(3, 2, 5, 2, channels).mean((1, 3))
+    assert half.values.dtype == np.uint8
+    assert np.abs(half.values - means).max() <= 0.5

@@ -235,3 +235,15 @@ def test_a_mosaic_is_flat() -> None:
     tokens = collate([make_patches((9, 7, 14))])
     with pytest.raises(InputError, match="these patches are 3-D"):
         mosaic(tokens)
+
+
+def test_tokens_have_no_type_to_change() -> None:
+    tokens = collate([Patches(np.zeros((4, 16, 16, 3), np.uint8), Tree.uniform((32, 32), 16))])
+    with pytest.raises(InputError, match="tokens have no type of their own"):
+        tokens.to(torch.bfloat16)  # type: ignore[arg-type]
+
+
+def test_a_mean_of_bytes_is_refused() -> None:
+    patches = Patches(np.zeros((4, 16, 16, 3), np.uint8), Tree.uniform((32, 32), 16))
+    with pytest.raises(InputError, match="not on the scale of 0 to 1"):
+        collate([patches], mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))

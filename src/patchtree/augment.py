@@ -13,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.detail import Detail, Edges, as_detail
+from patchtree.errors import InputError
 from patchtree.patcher import Patches
+from patchtree.pyramid import CV_CHANNELS
 
 _CV_WARP_CHANNELS = _CV_TURN_CHANNELS = 4
+# Sides from which on OpenCV 4 turns no image.
+_CV4_SIDE = 32767
 # Standard deviations in pixels; what is less than the last changes next to nothing.
 _BLURS, _LEAST_BLUR = (0.5, 1.5), 0.3
 
@@ -303,6 +307,10 @@ def _warp(image: NDArray[Any], window: Window, ids: bool) -> NDArray[Any]:
     border = cv2.BORDER_CONSTANT if inside else cv2.BORDER_REFLECT_101
     low, high = np.maximum(low, 0), np.minimum(high, image.shape[1::-1])
     part = np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]])
+    if max(part.shape[:2]) >= _CV4_SIDE and cv2.__version__.startswith("4."):
+        raise InputError(
+            f"OpenCV {cv2.__version__} turns no images of {max(part.shape[:2]):,} pixels a side; install OpenCV 5"
+        )
     shift = centre - low - matrix @ middle
     flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_NEAREST if ids else cv2.INTER_LINEAR)
     planes = np.atleast_3d(part)
@@ -320,8 +328,12 @@ def _remap(image: NDArray[Any], curve: Callable[[NDArray[Any]], NDArray[Any]], l
         import cv2
 
         grey = np.arange(256, dtype=np.float32)[:, None] / 255
-        table = np.rint(255 * curve(grey)).astype(np.uint8)
-        return cv2.LUT(image, table.reshape(1, 256, -1)).reshape(image.shape)
+        table = np.rint(255 * curve(grey)).astype(np.uint8).reshape(1, 256, -1)
+
+        def look_up(planes: NDArray[Any], few: slice) -> NDArray[Any]:
+            return cv2.LUT(planes, np.ascontiguousarray(table[..., few]) if table.shape[2] > 1 else table)
+
+        return _by_channels(image, look_up)
     planes: NDArray[np.float32] = np.atleast_3d(image).astype(np.float32)
     planes = ((planes - low) / (high - low)).astype(np.float32, copy=False)
     return _as_type((curve(planes) * (high - low) + low).reshape(image.shape), image.dtype)
@@ -349,7 +361,16 @@ def _range(image: NDArray[Any]) -> float:
 def _blur(image: NDArray[Any], sigma: float) -> NDArray[Any]:
     import cv2
 
-    return cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
+    return _by_channels(image, lambda planes, _: cv2.GaussianBlur(planes, (0, 0), sigma))
+
+
+def _by_channels(image: NDArray[Any], call: Callable[[NDArray[Any], slice], NDArray[Any]]) -> NDArray[Any]:
+    """Do something to as many channels of ``(h, w)`` or ``(h, w, C)`` at once as OpenCV takes."""
+    if image.ndim == 2 or image.shape[2] <= CV_CHANNELS:
+        return call(image, slice(None)).reshape(image.shape)
+    groups = [slice(first, first + CV_CHANNELS) for first in range(0, image.shape[2], CV_CHANNELS)]
+    parts = [call(np.ascontiguousarray(image[..., few]), few) for few in groups]
+    return np.concatenate([part.reshape(*image.shape[:2], -1) for part in parts], axis=2)
 
 
 def _blur_each(patches: NDArray[Any], sigma: float) -> NDArray[Any]:
@@ -367,8 +388,9 @@ def _add_noise(image: NDArray[Any], sigma: float, rng: np.random.Generator) -> N
     which = rng.integers(256, size=image.shape, dtype=np.uint8)
     values = np.float32(sigma) * _normal()
     if image.dtype == np.uint8:
-        noise = cv2.LUT(which, np.rint(values).astype(np.int16)[None])
-        return np.asarray(cv2.add(image, noise, dtype=cv2.CV_8U)).reshape(image.shape)
+        noise = cv2.LUT(which.reshape(len(which), -1), np.rint(values).astype(np.int16)[None])
+        lines = np.ascontiguousarray(image).reshape(len(image), -1)
+        return np.asarray(cv2.add(lines, noise, dtype=cv2.CV_8U)).reshape(image.shape)
     return _as_type(image + values[which], image.dtype)
 
 

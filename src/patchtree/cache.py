@@ -18,6 +18,7 @@ from patchtree.datasets import DataSet, Pair
 from patchtree.errors import InputError
 from patchtree.files import replacing
 from patchtree.ids import type_of
+from patchtree.noise import sample_evenly
 from patchtree.patches import full_scale
 
 _VERSION = 1
@@ -213,11 +214,9 @@ def locate(mask: NDArray[Any], classes: int, seed: int) -> tuple[NDArray[np.int6
 
 
 def _sample(image: NDArray[Any], ndim: int) -> NDArray[np.float64]:
-    """Choose evenly spaced pixels, ``(M, C)``, on the scale of `patchtree.collate`."""
+    """Choose pixels from all over an image, ``(M, C)``, on the scale of `patchtree.collate`."""
     flat = image.reshape(math.prod(image.shape[:ndim]), -1)
-    # An odd step, so that it does not stay in a few columns of images whose width is a power of two.
-    step = len(flat) // _SAMPLES | 1
-    return flat[::step].astype(np.float64) / full_scale(image.dtype)
+    return sample_evenly(flat, _SAMPLES).astype(np.float64) / full_scale(image.dtype)
 
 
 def _key(pair: Pair, dataset: DataSet) -> str:

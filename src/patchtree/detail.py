@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from patchtree.block_sums import count_mask, count_pixels, fold, sum_squares, sum_up, sum_values
 from patchtree.errors import InputError
-from patchtree.noise import estimate_noise
+from patchtree.noise import estimate_noise, sample_evenly
 from patchtree.pyramid import Level, pyramid
 from patchtree.tree import root_level
 
@@ -257,8 +257,8 @@ class PixelMap:
     [[[4.0, 4.0], [4.0, 4.0]], [[16.0]]]
 
     Attributes:
-        function: takes the image as the user gave it, ``(H, W)``, ``(H, W, C)`` or with a leading ``D``, and returns
-            the map, of the image's spatial shape.
+        function: takes the image, ``(H, W)`` if it has one channel, else ``(H, W, C)``, or with a leading ``D``, and
+            returns the map, of the image's spatial shape.
     """
 
     function: Callable[[NDArray[Any]], NDArray[Any]]
@@ -296,6 +296,8 @@ def as_detail(detail: str | Detail | Callable[[NDArray[Any]], NDArray[Any]]) -> 
         if detail not in DETAILS:
             raise InputError(f"detail {detail!r} is not known; choose one of {', '.join(DETAILS)}")
         return DETAILS[detail]()
+    if isinstance(detail, type):
+        raise InputError(f"detail {detail.__name__} is a class; give one of it, {detail.__name__}()")
     if hasattr(detail, "measure"):
         return detail
     if callable(detail):
@@ -321,9 +323,31 @@ def measure(
         patch_size: pixels on a side of a patch.
         max_level: level of the roots; None takes the smallest single cell that covers the image.
         ndim: number of spatial axes.
+
+    Raises:
+        InputError: the detail is not known, or what it measured is no grid a level, or not monotone.
     """
-    levels = root_level(image.shape[:ndim], patch_size, max_level)
-    return as_detail(detail).measure(image if image.ndim > ndim else image[..., None], patch_size, levels)
+    shape = image.shape[:ndim]
+    levels, how = root_level(shape, patch_size, max_level), as_detail(detail)
+    details = how.measure(image if image.ndim > ndim else image[..., None], patch_size, levels)
+    if type(how) not in (*DETAILS.values(), PixelMap):
+        _check(details, shape, patch_size, levels)
+    return details
+
+
+def _check(details: DetailPyramid, shape: tuple[int, ...], patch_size: int, levels: int) -> None:
+    """Refuse what somebody's own detail measured if it is no grid a level, or not monotone."""
+    found = [np.shape(grid) for grid in details]
+    wanted = [tuple(-(-length // (patch_size << level)) for length in shape) for level in range(1, levels + 1)]
+    if found != wanted:
+        raise InputError(f"the detail measured grids of {found}; give one a level, of {wanted}")
+    for level, (finer, coarser) in enumerate(pairwise(details), start=1):
+        parents = coarser[np.ix_(*(np.arange(length) // 2 for length in finer.shape))]
+        if (finer > parents * (1 + _ROUNDING) + np.finfo(float).tiny).any():
+            raise InputError(
+                f"the detail of some cells of level {level} is more than that of the cell they are in, which would not "
+                "be split; give sums or maxima over cells, not means"
+            )
 
 
 def to_dict(detail: str | Detail) -> dict[str, Any]:
@@ -356,7 +380,7 @@ def _eight_bit(image: NDArray[Any]) -> NDArray[np.uint8]:
     if image.dtype == np.bool_:
         return image.view(np.uint8) * np.uint8(255)
     flat = image.reshape(-1, image.shape[-1])
-    low, high = np.percentile(flat[:: max(1, len(flat) // _SAMPLES)], (0.5, 99.5))
+    low, high = np.percentile(sample_evenly(flat, _SAMPLES), (0.5, 99.5))
     out = np.empty(image.shape, np.uint8)
     gain = 255 / (high - low) if high > low else 0.0
     for top in range(0, len(image), _STRIP_ROWS):

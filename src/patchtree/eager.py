@@ -26,7 +26,8 @@ def eagerly(function: Callable[Given, Found]) -> Callable[Given, Found]:
     def call(*args: Given.args, **kwargs: Given.kwargs) -> Found:
         # The compiler takes seconds to import; where nobody did, nothing is compiled.
         if "torch._dynamo" in sys.modules:
-            return _disabled(function)(*args, **kwargs)
+            found: Found = _disabled(function)(*args, **kwargs)
+            return found
         return function(*args, **kwargs)
 
     call._torchdynamo_disable = True  # type: ignore[attr-defined]
@@ -35,4 +36,4 @@ def eagerly(function: Callable[Given, Found]) -> Callable[Given, Found]:
 
 @lru_cache
 def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compiler.disable(function)  # type: ignore[no-any-return]
+    return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]

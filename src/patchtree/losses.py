@@ -99,6 +99,8 @@ def dice_loss(
     Source: F. Milletari et al., "V-Net", 3DV 2016.
     """
     logits, counts = _classes_second(logits, counts)
+    if counts.shape[1] < 2 and not include_background:
+        raise InputError("a single class has no foreground; give logits of at least 2 classes")
     pixels = [*([0] if batch else []), *range(2, counts.ndim)]
     loss = _dice_loss(*_overlap(logits.softmax(1), counts, pixels), smooth)
     return loss[..., 0 if include_background else 1 :].mean()
@@ -122,7 +124,10 @@ def segmentation_loss(logits: Tensor, counts: Tensor) -> Tensor:
 
     Source: F. Isensee et al., "nnU-Net", Nature Methods 2021.
     """
-    return loss_of_sums(loss_sums(logits, counts))
+    sums = loss_sums(logits, counts)
+    if counts.shape[-1] < 2:
+        raise InputError("a single class has no foreground; give logits of at least 2 classes")
+    return loss_of_sums(sums)
 
 
 def loss_sums(logits: Tensor, counts: Tensor) -> Tensor:

@@ -28,8 +28,10 @@ def confusion(prediction: Tensor, counts: Tensor) -> Tensor:
         ``(K, K)`` float64, the true class first; whole numbers, exact up to 2**53 pixels.
 
     Raises:
-        InputError: the shapes do not fit.
+        InputError: the shapes do not fit, or the prediction is not of whole numbers.
     """
+    if prediction.is_floating_point():
+        raise InputError(f"prediction is of {prediction.dtype}; give class ids, such as logits.argmax(-1)")
     if prediction.shape != counts.shape[:-1]:
         raise InputError(
             f"prediction is {tuple(prediction.shape)}, counts {tuple(counts.shape)}; give (...) and (..., K)"

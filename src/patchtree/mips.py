@@ -283,10 +283,8 @@ def _sample(picture: NDArray[Any], where: NDArray[np.float32], nearest: bool = F
     _, count, p, _ = where.shape
     x, y = where.reshape(2, count, p * p)
     if max(picture.shape[:2]) >= _CV_SIDE:
-        # Mirrored first, so that what is cut out holds all.
-        y, x = (
-            end - np.abs(end - np.abs(of)) for of, end in zip((y, x), np.subtract(picture.shape[:2], 1), strict=True)
-        )
+        # Mirrored first, so that what is cut out holds all; a short side may be mirrored several times.
+        y, x = (_mirror(of, length) for of, length in zip((y, x), picture.shape, strict=False))
         top, left = int(y.min()), int(x.min())
         picture = picture[top : int(y.max()) + 2, left : int(x.max()) + 2]
         y, x = ((of - start).astype(np.float32) for of, start in ((y, top), (x, left)))
@@ -296,6 +294,12 @@ def _sample(picture: NDArray[Any], where: NDArray[np.float32], nearest: bool = F
         for at in range(0, count, _CV_SIDE)
     ]
     return np.concatenate(parts).reshape(count, p, p, -1)
+
+
+def _mirror(places: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """Move places outside of an axis to those inside that mirrors at its ends show."""
+    end = np.float32(length - 1)
+    return np.asarray(end - np.abs(end - places % (2 * end)) if end else np.zeros_like(places))
 
 
 # On disk: one file, as many images have each a dozen arrays, and a process may not open so many.

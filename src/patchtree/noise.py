@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 # Enough for a median, and quick.
 _SAMPLES = 1 << 18
+# Multiples of it, less their whole part, are spread evenly however many there are.
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def estimate_noise(image: NDArray[Any]) -> NDArray[np.float64]:
@@ -36,6 +38,19 @@ def estimate_noise(image: NDArray[Any]) -> NDArray[np.float64]:
         diagonal = rises[:, channel :: 2 * channels] - rises[:, channels + channel :: 2 * channels]
         middles.append(_median(np.abs(diagonal).ravel(), whole))
     return np.array(middles) / 2 / 0.6745
+
+
+def sample_evenly(values: NDArray[Any], most: int) -> NDArray[Any]:
+    """Choose so many of a list of values at most, from all over it.
+
+    Every n-th would be of one column where an image is a multiple of n wide.
+
+    >>> len(sample_evenly(np.arange(10), most=4)), len(sample_evenly(np.arange(10), most=20))
+    (4, 10)
+    """
+    if len(values) <= most:
+        return values
+    return np.asarray(values[(np.arange(most) * _GOLDEN % 1 * len(values)).astype(np.int64)])
 
 
 def _median(numbers: NDArray[Any], whole: bool) -> float:

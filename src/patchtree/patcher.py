@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from patchtree.io.slides import Slide
 
 _LARGEST = 1 << 16
+# Images with so few rows are seldom meant.
+_FEW_CHANNELS = 4
 _SPARE = "found too little detail"
 
 
@@ -48,6 +50,9 @@ class Patches:
     def __post_init__(self) -> None:
         if len(self.pixels) != len(self.tree):
             raise InputError(f"{len(self.pixels)} patches do not fit a tree of {len(self.tree)} leaves")
+        sides = self.pixels.shape[1 : 1 + self.tree.ndim]
+        if sides != (self.tree.patch_size,) * self.tree.ndim:
+            raise InputError(f"patches of {sides} pixels do not fit a tree of patches of {self.tree.patch_size}")
 
     def __len__(self) -> int:
         return len(self.tree)
@@ -124,6 +129,8 @@ class Patcher:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
                 raise InputError(f"{name} {value!r} is not possible; give a whole number")
+            if value is not None:
+                object.__setattr__(self, name, int(value))
         if self.threshold is not None and not self.threshold >= 0:
             raise InputError(f"threshold {self.threshold} is not possible; give 0 or more")
         if not 1 <= self.patch_size <= _LARGEST:
@@ -178,6 +185,13 @@ class Patcher:
         if image.ndim not in (self.ndim, self.ndim + 1) or 0 in image.shape:
             axes = "(H, W) or (H, W, C)" if self.ndim == 2 else "(D, H, W) or (D, H, W, C)"
             raise InputError(f"an image of shape {image.shape} cannot be split; give {axes} with at least one pixel")
+        first, *_, last = image.shape
+        if image.ndim > self.ndim and first <= _FEW_CHANNELS < min(image.shape[1:]):
+            warnings.warn(
+                f"an image of shape {image.shape} is taken as {' x '.join(map(str, image.shape[:-1]))} pixels of "
+                f"{last} channels; if its channels come first, give np.moveaxis(image, 0, -1)",
+                stacklevel=3,
+            )
         if image.dtype.kind not in "biuf":
             raise InputError(f"an image of type {image.dtype} cannot be split; give booleans, integers or floats")
         if image.dtype.kind == "f" and not np.isfinite(image).all():

@@ -85,6 +85,7 @@ def count_labels(mask: NDArray[Any], tree: Tree, classes: int, ignore: int | Non
     Raises:
         InputError: the tree was made for another shape, or an id is not a class.
     """
+    mask = np.asarray(mask)
     if mask.shape != tree.shape:
         raise InputError(f"a mask of shape {mask.shape} does not fit a tree made for {tree.shape}")
     weights = tree.weights()
@@ -104,7 +105,10 @@ def count_labels(mask: NDArray[Any], tree: Tree, classes: int, ignore: int | Non
         counts[..., 0] = 0
     if left != np.count_nonzero(mask == 0):
         wrong = sorted(set(np.unique(mask).tolist()) - set(range(classes)) - {ignore})
-        raise InputError(f"the mask holds id {wrong[0]}, which is none of the {classes} classes; add it to the labels")
+        raise InputError(
+            f"the mask holds id {wrong[0]}, which is none of the {classes} classes; add it to the labels, or give "
+            f"ignore={wrong[0]} if it means no label"
+        )
     return counts
 
 

@@ -148,6 +148,7 @@ def _mean(piece: NDArray[Any], out: NDArray[Any]) -> None:
 
     height, width, channels = piece.shape
     if channels > CV_CHANNELS:
-        out[:] = piece.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
+        means = piece.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
+        out[:] = np.floor(means + 0.5) if out.dtype.kind == "u" else means
         return
     cv2.resize(piece, (width // 2, height // 2), dst=out, interpolation=cv2.INTER_AREA)

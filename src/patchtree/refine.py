@@ -44,11 +44,16 @@ def refine(
             for the balanced tree.
 
     Raises:
-        InputError: neither a budget nor a threshold is given, the threshold is negative, or the budget is below the
-            number of roots.
+        InputError: neither a budget nor a threshold is given, the threshold is negative, the budget is below the number
+            of roots, or the grids do not fit the shape.
     """
     max_level = len(details)
     counts = count_cells(shape, patch_size, max_level, budget, threshold)
+    if [list(np.shape(grid)) for grid in details] != counts[1:]:
+        raise InputError(
+            f"details of {[np.shape(grid) for grid in details]} cells do not fit an image of {tuple(shape)} pixels; "
+            f"give one grid a level, of {[tuple(count) for count in counts[1:]]}"
+        )
     extra = None if budget is None else budget - prod(counts[max_level])
     level, index = _rank(details, counts, extra, 0.0 if threshold is None else threshold)
     return open_ranked(level, index, shape, patch_size, max_level, budget, balanced)

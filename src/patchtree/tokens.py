@@ -119,6 +119,10 @@ def collate(
                 "batch images with the same channels and patch size"
             )
     counts = [len(array) for array in arrays]
+    if mean is not None and full_scale(arrays[0].dtype) != 1 and max(mean, default=0) > 1:
+        raise InputError(
+            f"mean is {tuple(mean)}, which is not on the scale of 0 to 1; divide mean and std by the largest value"
+        )
     shift, scale = _per_channel("mean", mean, 0.0, shape), _per_channel("std", std, 1.0, shape)
     if not bool((scale > 0).all()):
         raise InputError(f"std is {std}; give positive numbers")

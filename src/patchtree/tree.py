@@ -335,7 +335,7 @@ def cover_level(shape: tuple[int, ...], patch_size: int) -> int:
         raise InputError(f"an image of shape {tuple(shape)} cannot be split: it needs 2 or 3 axes of at least 1 pixel")
     if patch_size < 1:
         raise InputError(f"patch size {patch_size} is not possible; give at least 1")
-    return ((max(shape) - 1) // patch_size).bit_length()
+    return ((int(max(shape)) - 1) // int(patch_size)).bit_length()
 
 
 def root_level(shape: tuple[int, ...], patch_size: int, max_level: int | None) -> int:
@@ -368,6 +368,7 @@ def grow(
     Raises:
         InputError: the shape, the patch size or a level is not possible.
     """
+    shape, patch_size, max_level = tuple(map(int, shape)), int(patch_size), int(max_level)
     ndim = len(shape)
     _check_levels(shape, patch_size, max_level)
     limit = np.array(shape)

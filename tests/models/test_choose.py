@@ -328,6 +328,8 @@ def test_the_librarys_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         ("monai:unnet", "near it: monai:unet"),
         ("torchvision:vit_b_61", "near it: torchvision:vit_b_16"),
         ("smp:unett", "near it: smp:unet"),
+        ("smp:Unet/resnet18", "near it: smp:unet"),
+        ("monai:UNETR", "near it: monai:unetr"),
         ("smp:unet/resnet81", "near it: smp:unet/resnet18"),
         ("hf:/no/such/folder", "no such folder"),
         ("timm:resnet18", "of no family that adapt knows; choose a transformer of plain patches, or a model of segm"),
@@ -362,6 +364,8 @@ def test_what_does_not_suit_the_model_is_told() -> None:
         build(VIT, 2, patch_size=10)
     with pytest.raises(InputError, match="gives every pixel's classes itself; leave the head out"):
         build("monai:unet", 2, head="linear")
+    with pytest.raises(InputError, match="monai:unet is given patches as a flat mosaic; for volumes"):
+        build("monai:unet", 2, ndim=3)
     with pytest.raises(InputError, match="ndim 4"):
         build(VIT, 2, ndim=4)
     with pytest.raises(InputError, match="ThroughMosaic gives no features of tokens; give adapt"):

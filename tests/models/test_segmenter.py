@@ -15,6 +15,7 @@ from patchtree.errors import InputError
 from patchtree.losses import cross_entropy
 from patchtree.models.ghosts import ghost_batch
 from patchtree.models.heads import HEADS, build_head
+from patchtree.models.mesh import MeshEncoder
 from patchtree.models.segmenter import Segmenter, label_names
 from patchtree.patcher import Patches
 from patchtree.tokens import Tokens
@@ -156,3 +157,34 @@ def test_heads_are_chosen_by_name() -> None:
         vit("conv")
     with pytest.raises(InputError, match=r"patch size 12 .* power of two, 4 or more; the linear head takes any"):
         vit("reference", patch_size=12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("head", [*HEADS, "none: the reference model"])
+@torch.no_grad()
+def test_models_of_another_type_give_nearly_the_same(head: str, dtype: torch.dtype) -> None:
+    tokens, _ = discs()
+    model = (vit(head) if head in HEADS else pt.build_model("patchtree:nano", 2, patch_size=8)).eval()
+    expected = model(tokens)[tokens.valid]
+    found = model.to(dtype)(tokens)[tokens.valid]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.1 if dtype == torch.bfloat16 else 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it compiles
+@pytest.mark.parametrize("name", ["linear", "reference", "mosaic"])
+@torch.no_grad()
+def test_compiled_models_give_the_same(name: str) -> None:
+    tokens, _ = discs()
+    assert not tokens.valid.all()
+    mosaic = Segmenter(pt.through_mosaic(nn.Conv2d(3, 2, 3, padding=1)), None, 2)
+    model = (mosaic if name == "mosaic" else vit(name)).eval()
+    expected = model(tokens)[tokens.valid]
+    torch.testing.assert_close(torch.compile(model, backend="eager")(tokens)[tokens.valid], expected)
+
+
+def test_what_is_no_batch_of_tokens_is_refused() -> None:
+    with pytest.raises(InputError, match="the model reads Tokens and was given Tensor"):
+        vit("linear")(torch.zeros(1, 3, 64, 64))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="size 'huge' is unknown; choose one of nano, tiny"):
+        MeshEncoder("huge")

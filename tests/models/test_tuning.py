@@ -180,3 +180,20 @@ def test_kept_weights_hold_buffers_and_both_names_of_one_weight() -> None:
     for name in ("encoder.model.0.weight", "encoder.model.2.weight"):
         assert torch.equal(kept[name], average["encoder.model.0.weight"])
     assert torch.equal(kept["encoder.model.1.running_var"], torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("timm:beit_base_patch16_224", "blocks.0.attn.relative_position_bias_table"),
+        ("timm:vit_tiny_patch16_224", "pos_embed"),
+        ("timm:vit_small_patch16_rope_mixed_224", "rope.freqs"),
+    ],
+)
+def test_tables_of_positions_do_not_decay(name: str, table: str) -> None:
+    model = pt.build_model(name, 2, head="linear", config={"embed_dim": 48, "depth": 2, "num_heads": 2})
+    depths = stages(model.encoder, trial_tokens(3, 16, 2))
+    groups = weight_groups(model, depths, weight_decay=0.1, layer_decay=1.0)
+    weight = model.encoder.get_parameter(f"model.{table}")
+    [decay] = [group["weight_decay"] for group in groups if any(one is weight for one in group["params"])]
+    assert decay == 0

@@ -64,8 +64,8 @@ def demo(
     Example: patchtree demo --out demo --max-time 00:01:00
     """
     from patchtree.cli.evaluate import score
-    from patchtree.cli.patch import patch_image
     from patchtree.cli.masks import Wanted, predict_image
+    from patchtree.cli.patch import patch_image
     from patchtree.datasets import find_data
     from patchtree.inference import load
     from patchtree.io.images import read_image, read_mask, write_image

@@ -69,7 +69,7 @@ def build_model(
         name: ``"patchtree:nano"``, ``"patchtree:tiny"``, ``"patchtree:small"``, ``"patchtree:base"``; ``"timm:NAME"``,
             timm's ``"timm:hf-hub:ID"`` and ``"timm:local-dir:FOLDER"``; ``"hf:FOLDER"`` or ``"hf:ID"`` (transformers);
             ``"torchvision:NAME"``; ``"monai:NAME"``; ``"smp:ARCHITECTURE/ENCODER"`` (segmentation_models_pytorch).
-            What is no known transformer is given the patches as a mosaic.
+            Networks that give every pixel's classes themselves are given the patches as a mosaic.
         labels: class names to ids, or their number, ``K``.
         channels: of the image, ``C``.
         patch_size: pixels on a side of a patch, ``p``.
@@ -159,6 +159,10 @@ def build(
     chosen = None if original.logits or classify else head or "reference"
     if original.logits and classify:
         raise InputError(f"model {name} gives every pixel's classes, not the image's; choose a transformer, timm:NAME")
+    if original.logits and ndim == 3:
+        raise InputError(
+            f"model {name} is given patches as a flat mosaic; for volumes choose a transformer or patchtree:SIZE"
+        )
     if original.logits and head is not None:
         raise InputError(f"model {name} gives every pixel's classes itself; leave the head out")
     if classify:

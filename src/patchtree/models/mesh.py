@@ -196,6 +196,8 @@ class MeshEncoder(OnMesh):
 
     def __init__(self, size: str = "tiny", channels: int = 3, patch_size: int = 16, ndim: int = 2) -> None:
         super().__init__()
+        if size not in SIZES:
+            raise InputError(f"size {size!r} is unknown; choose one of {', '.join(SIZES)}")
         chosen = SIZES[size]
         self.channels, self.patch_size, self.ndim = channels, patch_size, ndim
         self.width = self.depths_width = chosen.width

@@ -270,7 +270,7 @@ def _smp(asked: Asked) -> Original:
     architecture, _, backbone = rest.partition("/")
     known = smp.MODEL_ARCHITECTURES_MAPPING
     if architecture not in known:
-        raise _unknown(asked.name, known)
+        raise _unknown(f"smp:{architecture}", known)
     backbones = smp.encoders.get_encoder_names()
     if backbone and backbone not in backbones and not backbone.startswith("tu-"):
         raise _unknown(f"smp:{architecture}/{backbone}", [f"{architecture}/{name}" for name in backbones])
@@ -299,7 +299,10 @@ def _unknown(name: str, known: Iterable[str]) -> InputError:
     """Say that a library has no such model, and which come near."""
     library, _, rest = name.partition(":")
     known = list(known)
-    near = get_close_matches(rest, known, 3, 0.5) or (known if len(known) < 10 else [])
+    spelled = {one.lower(): one for one in known}
+    near = [spelled[one] for one in get_close_matches(rest.lower(), spelled, 3, 0.5)] or (
+        known if len(known) < 10 else []
+    )
     hint = f"near it: {', '.join(f'{library}:{one}' for one in near)}" if near else "look at the library's own list"
     return InputError(f"model {name!r} is unknown; {hint}")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from patchtree.errors import InputError
+from patchtree.models.adapt.base import require_tokens
 from patchtree.models.ghosts import ghost_batch
 from patchtree.tokens import Tokens
 
@@ -74,6 +75,7 @@ class Segmenter(nn.Module):
         Raises:
             InputError: the tokens' patch size, channels or number of axes are not the model's.
         """
+        require_tokens(tokens)
         encoder, head = self.encoder, self.head
         logits: Tensor
         with sdpa_kernel(_ATTENTION):

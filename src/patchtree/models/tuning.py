@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
@@ -21,6 +22,8 @@ from patchtree.tree import Tree
 ALL = -1
 _SIDE = 4
 _LORA_SCALE = 2
+# Tables of positions by the names that libraries give them.
+_PLACES = re.compile(r"pos(ition)?_emb|relative_position|rel_pos|(^|\.)rope\.")
 
 
 def trial_tokens(channels: int, patch_size: int, ndim: int = 2) -> Tokens:
@@ -161,7 +164,7 @@ def weight_groups(
             continue
         own = name.removeprefix("encoder.").split(".lora_")[0]
         depth = depths.get(own, depths.get(f"{own}.weight", top)) if name.startswith("encoder.") else top
-        decays = weight.ndim > 1 and len(weight) > 1
+        decays = weight.ndim > 1 and len(weight) > 1 and not _PLACES.search(own)
         grouped.setdefault((layer_decay ** (top - depth), weight_decay if decays else 0.0), []).append(weight)
     return [
         {"params": weights, "weight_decay": decay, "lr_scale": scale}

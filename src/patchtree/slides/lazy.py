@@ -86,7 +86,7 @@ def refine_slide(
     The detail of a cell is what that level adds, in units of level 0. It is measured once the cell's parent was opened,
     and never counts for more than the parent's, which is the order of best-first refinement. So the tree is the one
     that opens a cell at a time, whatever is read at once. The coarse levels are read whole, and measured as `Patcher`
-    measures an image; a slide that is small enough gets the same tree.
+    measures an image, so a slide of up to a million pixels gets the same tree.
 
     Args:
         slide: what `open_slide` gave.

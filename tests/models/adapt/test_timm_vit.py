@@ -13,6 +13,8 @@ import timm
 import torch
 from timm.layers.patch_embed import resample_patch_embed
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+from torch.utils.checkpoint import checkpoint
 
 import patchtree as pt
 from models.adapt.harness import Case, adaptive, close, in_tree_order, uniform
@@ -132,3 +134,33 @@ def test_what_it_cannot_take(build: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         adapt(build())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", list(CheckpointImpl))
+def test_wrapped_blocks_change_no_gradient(kind: CheckpointImpl) -> None:
+    model, adapted = case("vit_tiny_patch16_224").make()
+    tokens = pt.collate([adaptive(n, 16, 3) for n in (20, 61)])
+
+    def gradients(adapted: nn.Module) -> list[torch.Tensor]:
+        adapted.train().zero_grad()
+        adapted(tokens)[tokens.valid].square().mean().backward()
+        return [weight.grad.clone() for weight in adapted.parameters() if weight.grad is not None]
+
+    expected = gradients(adapted)
+    model.blocks = nn.Sequential(*[checkpoint_wrapper(block, checkpoint_impl=kind) for block in model.blocks])
+    for own, wanted in zip(gradients(adapt(model)), expected, strict=True):
+        close(own, wanted, 1e-4)
+
+
+def test_checkpoints_inside_a_block_are_refused_where_they_would_mix_images() -> None:
+    model, adapted = case("vit_tiny_patch16_224").make()
+    tokens = pt.collate([adaptive(n, 16, 3) for n in (20, 61)])
+    attend = model.blocks[0].attn.forward
+    model.blocks[0].attn.forward = lambda x, *rest, **_: checkpoint(attend, x, use_reentrant=True)
+    with pytest.raises(ValueError, match="set checkpointing = True, or packs = False"):
+        adapted.train()(tokens)
+
+
+def test_what_is_adapted_stays_so() -> None:
+    _, adapted = case("vit_tiny_patch16_224").make()
+    assert adapt(adapted) is adapted

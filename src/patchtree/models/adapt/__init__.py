@@ -64,6 +64,8 @@ def adapt(model: nn.Module) -> Adapted:
         InputError: the family is not known, or the model has a part that looks beyond a patch.
     """
     model = unwrapped(model)
+    if isinstance(model, Adapted):
+        return model
     name = find_family(type(model))
     if name is not None:
         if changed := _overridden(type(model)):

@@ -57,7 +57,9 @@ class SegmentAttention(TorchFunctionMode):
         if attn_mask is not None:
             raise ValueError("a mask and segments exclude each other")
         if self._learns and not torch.is_grad_enabled():  # reentrant checkpoints compute it again outside of this mode
-            raise ValueError("checkpoints inside a block forget the segments; set checkpointing = True, or packs = False")
+            raise ValueError(
+                "checkpoints inside a block forget the segments; set checkpointing = True, or packs = False"
+            )
         if query.shape[-2] != sum(self.lengths):  # such as a pooling query, which sees no row of images
             raise ValueError("attention between other things than the row's tokens cannot be kept inside segments")
         self.used = True
