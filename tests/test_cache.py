@@ -119,3 +119,13 @@ def test_a_constant_channel_is_divided_by_one(tmp_path: Path) -> None:
     pair = make(tmp_path, "a", np.full((5, 5), 51, np.uint8), np.eye(5, dtype=np.uint8))
     mean, std = statistics(cache_data(DataSet(tmp_path, (pair,), LABELS), tmp_path / "cache"))
     assert (mean, std) == (pytest.approx((0.2,)), (1.0,))
+
+
+def test_small_numbers_are_normalised_like_others(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).random((40, 50)).astype(np.float32)
+    found = []
+    for gain in (1, 2e-7):
+        pair = make(tmp_path, f"{gain}", image * np.float32(gain), np.eye(40, 50, dtype=np.uint8))
+        (mean,), (std,) = statistics(cache_data(DataSet(tmp_path, (pair,), LABELS), tmp_path / f"cache {gain}"))
+        found.append((mean / gain, std / gain))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)

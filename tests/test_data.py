@@ -26,6 +26,7 @@ from patchtree.patches import count_labels, cut
 from patchtree.samples import Batch, Sample, collate_samples
 from patchtree.windows import Windows
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no image to validate on has 'dot'")
 SHAPES = ((90, 140), (64, 70), (40, 200), (128, 128))
 PATCHER = Patcher(patch_size=8, detail="variance")
 

@@ -25,14 +25,17 @@ def announce(
     area = median(slide.area for slide in slides) if slides else prod(shape)
     kind = "slide" if slides else "volume" if len(shape) == 3 else "image"
     what = kind + "s" * (len(config.train) != 1)
+    least, most = min(shapes, key=prod), max(shapes, key=prod)
     size = say_size(shape, len(shape))
+    if prod(most) > 2 * prod(least):
+        size = f"{say_size(least, len(shape))} to {say_size(most, len(shape))}"
     images = f"{len(config.train)} {what} of {size} to train on, {len(config.val)} to validate on"
     if isinstance(parts.whole, SlideParts):
         images += f" by {len(parts.whole)} window{'s' * (len(parts.whole) != 1)}"
     say(f"data: {images}; {'no labels' if config.task == 'pretrain' else ', '.join(config.labels)}")
     p, detail = config.model["patch_size"], config.patcher["detail"]["name"]
     tokens = round(options.density * area)
-    whole = not config.window or max(shape) <= config.window
+    whole = not config.window or max(most) <= config.window
     seen = "seen whole" if whole else f"windows of {config.window} {'voxels' if kind == 'volume' else 'px'}"
     shown = "for the tissue of a slide" if slides else f"a {kind}" if kind == "volume" else "an image"
     say(f"patches: up to {tokens} of {say_size([p] * len(shape), len(shape))} {shown}, by {detail}; {seen}")

@@ -122,7 +122,7 @@ def statistics(images: Sequence[Measured]) -> tuple[tuple[float, ...], tuple[flo
     square = np.mean([image.square for image in images], axis=0)
     std = np.sqrt(np.maximum(square - mean**2, 0))
     # A channel that never changes carries nothing; dividing by 1 leaves it at 0.
-    std[std < 1e-6 * np.maximum(1, np.abs(mean))] = 1
+    std[std <= np.maximum(1e-6 * np.abs(mean), np.finfo(np.float32).tiny)] = 1
     return tuple(mean.tolist()), tuple(std.tolist())
 
 

@@ -221,7 +221,13 @@ class DataModule(lightning.LightningDataModule):
         if unseen := [repr(name) for name, label in self.train.labels.items() if held[label] and not seen[label]]:
             warnings.warn(
                 f"{self.train.root}: no image to train on has {', '.join(unseen)}, but some to validate on do; "
-                "splits.json says which are which",
+                "say in a splits.json which are which",
+                stacklevel=2,
+            )
+        if untold := [repr(name) for name, label in self.train.labels.items() if seen[label] and not held[label]]:
+            warnings.warn(
+                f"{self.train.root}: no image to validate on has {', '.join(untold)}, so nothing is known of how well "
+                "that is found; say in a splits.json which images to validate on",
                 stacklevel=2,
             )
         if self.density is None:

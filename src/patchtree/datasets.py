@@ -212,7 +212,7 @@ def check_patch_size(shapes: Mapping[Path, Sequence[int]], patch_size: int) -> N
 
     >>> check_patch_size({Path("a.png"): (9, 70), Path("b.png"): (7, 5)}, patch_size=16)
     Traceback (most recent call last):
-    patchtree.errors.InputError: b.png: is 5 x 7 px, less than a patch of 16; give a smaller one
+    patchtree.errors.InputError: b.png: is 5 x 7 px, less than a patch of 16; leave it out, or give a smaller patch size
 
     Args:
         shapes: ``(H, W)`` of each image, or ``(D, H, W)``.
@@ -224,7 +224,9 @@ def check_patch_size(shapes: Mapping[Path, Sequence[int]], patch_size: int) -> N
     smallest = min(shapes, key=lambda image: max(shapes[image]), default=None)
     if smallest is not None and patch_size > max(shapes[smallest]):
         size = say_size(shapes[smallest], len(shapes[smallest]))
-        raise InputError(f"{smallest}: is {size}, less than a patch of {patch_size}; give a smaller one")
+        raise InputError(
+            f"{smallest}: is {size}, less than a patch of {patch_size}; leave it out, or give a smaller patch size"
+        )
 
 
 def survey_data(dataset: DataSet) -> tuple[list[str], dict[str, int]]:
@@ -342,8 +344,11 @@ def _find_pairs(root: Path) -> tuple[Pair, ...]:
         raise InputError(f"{images}: has no images ({', '.join(IMAGE_SUFFIXES + VOLUME_SUFFIXES)}); put some there")
     alone = sorted(found.keys() - mask_files.keys())
     if alone:
+        spare = sorted(mask_files.keys() - found.keys())
+        there = f" ({mask_files[spare[0]].name} there has no image)" if spare else ""
         raise InputError(
-            f"{found[alone[0]][0]}: has no mask in {masks.name}/{and_more(alone)}; add it or remove the image"
+            f"{found[alone[0]][0]}: has no mask in {masks.name}/{and_more(alone)}{there}; name it {alone[0]} with any "
+            "suffix, or remove the image"
         )
     alone = sorted(mask_files.keys() - found.keys())
     if alone:
@@ -392,8 +397,9 @@ def _with_labels_found(root: Path, pairs: tuple[Pair, ...]) -> DataSet:
                 f"dataset.json, {named}, or if they number objects of one class, make them 1"
             )
         raise InputError(
-            f"{root}: the masks hold the ids {shown}, which are no classes 0, 1, 2, ...; renumber them (objects with "
-            f"numbers are of one class), or if some are absent or to be ignored, name all in dataset.json, {named}"
+            f"{root}: the masks hold the ids {shown}, which are no classes 0, 1, 2, ...; renumber them so (objects "
+            "with numbers are of one class), or if some between are absent or one is to be ignored, name all in "
+            f"dataset.json, {named}"
         )
     return DataSet(root, pairs, {"background": 0} | {f"class {label}": label for label in range(1, top + 1)})
 

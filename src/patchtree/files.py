@@ -15,19 +15,20 @@ from patchtree.errors import InputError
 
 # A full disk, a quota used up, a file system (or a limit) that takes no larger file.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_TWO = ".nii.gz"
-_TEMPORARY = re.compile(r"\.(?P<stem>.+)-[0-9a-f]{8}(?P<suffix>\.nii\.gz|\.[^.]*)?")
+_TWO = (".nii.gz", ".ome.tif", ".ome.tiff")
+_TEMPORARY = re.compile(r"\.(?P<stem>.+)-[0-9a-f]{8}(?P<suffix>\.nii\.gz|\.ome\.tiff?|\.[^.]*)?")
 
 
 def split_suffix(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """Split a file's name into what comes before its suffix and the suffix, which is two of a compressed NIfTI.
+    """Split a file's name into what comes before its suffix and the suffix, which may be two, as of a compressed NIfTI.
 
-    >>> split_suffix("scans/liver_7.nii.gz"), split_suffix("photo.v2.png")
-    (('liver_7', '.nii.gz'), ('photo.v2', '.png'))
+    >>> split_suffix("scans/liver_7.nii.gz"), split_suffix("cell.OME.TIF"), split_suffix("photo.v2.png")
+    (('liver_7', '.nii.gz'), ('cell', '.OME.TIF'), ('photo.v2', '.png'))
     """
     path = Path(path)
-    if path.name.lower().endswith(_TWO) and len(path.name) > len(_TWO):
-        return path.name[: -len(_TWO)], path.name[-len(_TWO) :]
+    for suffix in _TWO:
+        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
+            return path.name[: -len(suffix)], path.name[-len(suffix) :]
     return path.stem, path.suffix
 
 

@@ -135,7 +135,7 @@ class Task(LightningModule):
         tables, nothing = [], torch.zeros(0, len(self.labels), device=self.device)
         for confusion in self.confusions:
             # Which a process may have had no image for, and torchmetrics would warn.
-            confusion.update(nothing[:, 0], nothing)
+            confusion.update(nothing[:, 0].long(), nothing)
             tables.append(confusion.compute())
             confusion.reset()
         return tables

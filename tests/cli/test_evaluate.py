@@ -75,6 +75,8 @@ def test_a_class_that_is_nowhere_has_no_score(run: Run, trained: Trained, tmp_pa
     scores = run("evaluate", trained.run, data, "--json").json
     assert scores["classes"]["disc"]["pixels"] == 0
     assert scores["classes"]["background"]["dice"] > 0.5
+    assert scores["dice"] is None
+    assert scores["mean_dice"] is None
     assert set(scores["by_image"]) == {"x", "y"}
 
 

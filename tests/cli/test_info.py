@@ -133,7 +133,8 @@ def test_an_image_smaller_than_a_patch(run: Run, tmp_path: Path) -> None:
     result = run("info", data, "--json")
     assert result.code == 1
     assert result.json[0]["problems"] == [
-        f"{data / 'images' / 'tiny.png'}: is 7 x 9 px, less than a patch of 16; give a smaller one"
+        f"{data / 'images' / 'tiny.png'}: is 7 x 9 px, less than a patch of 16; leave it out, or give a smaller patch "
+        "size"
     ]
 
 

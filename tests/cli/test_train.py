@@ -240,7 +240,10 @@ def test_models_that_cannot_be(words: list[str], message: str, run: Run, trained
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--patch-size", "4096", "--model", "patchtree:tiny"], "px, less than a patch of 4096; give a smaller one"),
+        (
+            ["--patch-size", "4096", "--model", "patchtree:tiny"],
+            "less than a patch of 4096; leave it out, or give",
+        ),
         (["--accelerator", "cpu", "--devices", "9999"], "devices 9999 would start as many processes"),
     ],
 )
@@ -285,6 +288,15 @@ def test_a_class_that_no_image_to_train_on_has(run: Run, tmp_path: Path) -> None
     result = run("train", data, "--out", tmp_path / "run", *TRAIN)
     assert result.code == 0
     assert "no image to train on has 'class 2', but some to validate on do" in result.err
+
+
+def test_a_class_that_no_image_to_validate_on_has(run: Run, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    write_mask(data / "masks" / "d.png", np.zeros((96, 128), np.uint8))
+    (data / "splits.json").write_text('{"train": ["a", "b", "c"], "val": ["d"]}')
+    result = run("train", data, "--out", tmp_path / "run", *TRAIN)
+    assert result.code == 0
+    assert "no image to validate on has 'class 1', so nothing is known of how well that is found" in result.err
 
 
 def test_sigterm_to_all_processes_saves(trained: Trained, tmp_path: Path) -> None:

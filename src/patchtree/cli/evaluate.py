@@ -99,8 +99,8 @@ def score(
 
     Returns:
         What ``evaluate --json`` prints: Dice and IoU of each class over all pixels and as a mean over images, the means
-        over classes without the first (background), and each image's own. None where a class is neither in the masks
-        nor predicted.
+        over the classes that are in the masks without the first (background), and each image's own. None where a class
+        is neither in the masks nor predicted.
     """
     import torch
 
@@ -116,7 +116,8 @@ def score(
     total = stacked.sum(0)
     dices = torch.stack([dice(table) for table in tables])
     ious = torch.stack([iou(table) for table in tables])
-    foreground = slice(1, None)
+    # As in training: a class that no mask has would count 0, or not at all, by whether a pixel is given to it.
+    foreground = 1 + total[1:].sum(1).nonzero().flatten()
     return {
         "images": len(pairs),
         "classes": {

@@ -95,6 +95,7 @@ def predict_image(files: Sequence[Path], predictor: Predictor, wanted: Wanted, f
     pixels = count_ids(ids, len(labels))
     return {
         "image": str(files[0]),
+        **({"channels": [str(file) for file in files]} if len(files) > 1 else {}),
         "shape": list(image.shape),
         "pixels": {name: int(pixels[label]) for name, label in labels.items()},
         "seconds": perf_counter() - started,

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from patchtree.errors import InputError, say_size
 
+# Nothing that is measured is larger, and its square is still a float32.
+_LARGEST = 1e18
+
 
 @dataclass(frozen=True, eq=False)
 class Raster:
@@ -96,14 +99,19 @@ def settle_type(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def count_no_numbers(values: NDArray[Any]) -> int:
-    """Count what is NaN or infinite."""
-    return int(values.size - np.count_nonzero(np.isfinite(values))) if values.dtype.kind == "f" else 0
+    """Count what is NaN, infinite, or so large that it stands for no number, as in satellite images."""
+    if values.dtype.kind != "f":
+        return 0
+    return int(values.size - np.count_nonzero((values >= -_LARGEST) & (values <= _LARGEST)))
 
 
 def refuse_no_numbers(path: Path, bad: int, size: int) -> None:
-    """Refuse a file of which some values are NaN or infinite."""
+    """Refuse a file of which some values are no numbers."""
     if bad:
-        raise InputError(f"{path}: {bad:,} of {size:,} values are NaN or infinite; replace them and save again")
+        raise InputError(
+            f"{path}: {bad:,} of {size:,} values are NaN or infinite, or beyond {_LARGEST:.0g}; "
+            "replace them and save again"
+        )
 
 
 def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
