@@ -33,7 +33,8 @@ class Segmenter(nn.Module):
 
     Args:
         encoder: `adapt`'s, or the reference model's `MeshEncoder`; or `through_mosaic`'s, which gives logits itself.
-        head: from the encoder's features to logits, see `build_head`; None if the encoder gives logits.
+        head: from the encoder's features to logits, see `build_head`; None if the encoder gives logits. What either needs
+            if it is your own says docs/models.md.
         labels: class names to ids ``0 .. K - 1``, or ``K``.
 
     Attributes:
