@@ -202,12 +202,17 @@ def _companions(out: Path, name: str, probabilities: str) -> tuple[Path, ...]:
     return (*wanted.predicted[1:], *wanted.derived)
 
 
+def _say_share(share: float) -> str:
+    """Say a share in percent, and not that nothing is there where something is."""
+    return "under 0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
 def _describe(result: dict[str, Any]) -> str:
     """Say in a line what became of an image or a slide."""
     total = sum(result["pixels"].values())
     areas = result.get("mm2") or {}
     shares = ", ".join(
-        f"{name} {count / total:.1%}" + (f" ({areas[name]:.4g} mm²)" if name in areas else "")
+        f"{name} {_say_share(count / total)}" + (f" ({areas[name]:.4g} mm²)" if name in areas else "")
         for name, count in result["pixels"].items()
     )
     windows = ""
