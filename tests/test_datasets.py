@@ -239,6 +239,20 @@ def test_split_is_a_partition_that_depends_on_names_and_seed_alone(tmp_path: Pat
     assert [len(part) for part in split_data(some(tmp_path, "ab"))] == [1, 1]
 
 
+@pytest.mark.parametrize("rare", list("abcdefghij"))
+def test_no_class_is_lost_to_validation(rare: str, tmp_path: Path) -> None:
+    """A class that one mask has is trained on; one that two have is in both parts."""
+    others = [name for name in "abcdefghij" if name != rare]
+    for name in (rare, *others):
+        put(tmp_path, name, np.array([[0, 0, 1], [2 if name == rare else 0, 0, 1]], np.uint8))
+    train, val = split_data(find_data(tmp_path))
+    assert rare in {pair.name for pair in train.pairs}
+    assert len(val) == 2
+    put(tmp_path, others[4])
+    parts = [{pair.name for pair in part.pairs} for part in split_data(find_data(tmp_path))]
+    assert [len(part & {rare, others[4]}) for part in parts] == [1, 1]
+
+
 def test_split_by_file(tmp_path: Path) -> None:
     path = tmp_path / "splits.json"
     path.write_text('{"train": ["a"], "val": ["a"]}')

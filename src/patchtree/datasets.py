@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -30,6 +31,8 @@ IMAGE_FOLDERS = tuple(images for images, _ in _LAYOUTS)
 # More ids than this without names are no classes but numbered objects, or grey levels.
 _MOST_UNNAMED = 32
 _CHUNK = 1 << 24
+# Ways to split that are looked at.
+_SPLITS = 64
 
 
 @dataclass(frozen=True)
@@ -253,8 +256,9 @@ def split_data(dataset: DataSet, share: float = 0.2, seed: int = 0) -> tuple[Dat
 
     ``splits.json`` in the data set's folder, ``{"train": [names], "val": [names]}``, decides where there is one.
     Otherwise names are sorted by a hash of the seed and the name, and the first `share` of them, at least one, are for
-    validation: the order of the files has no part in it, and the split is the same on every machine. Images with one
-    class each are so split class by class; of a class with one image nothing is held out.
+    validation: the order of the files has no part in it, and the split is the same on every machine. Where a class
+    would be in one part only, the first names after those that avoid it are; a class that a single mask has is to be
+    trained on. Images with one class each are split class by class; of a class with one image nothing is held out.
 
     >>> pairs = tuple(Pair(name, Path(name), Path(name)) for name in "abcdefghij")
     >>> train, val = split_data(DataSet(Path("."), pairs, {"background": 0, "tumour": 1}))
@@ -284,8 +288,37 @@ def split_data(dataset: DataSet, share: float = 0.2, seed: int = 0) -> tuple[Dat
         train, val = [], []
         for names in groups.values():
             count = min(max(1, round(share * len(names))), len(names) - 1)
-            train, val = train + names[count:], val + names[:count]
+            at = _first_held_out(names, count, _classes(dataset))
+            turned = names[at:] + names[:at]
+            train, val = train + turned[count:], val + turned[:count]
     return choose(dataset, train), choose(dataset, val)
+
+
+def _classes(dataset: DataSet) -> dict[str, set[int]]:
+    """Give the ids that each mask holds; nothing where masks are read part by part, or cannot be read."""
+    try:
+        return {
+            pair.name: {min(label, 1) if pair.white else label for label in count_ids(pair.mask)} - {dataset.ignore}
+            for pair in dataset.pairs
+            if pair.label is None and not pair.slide
+        }
+    except InputError:  # which is told elsewhere
+        return {}
+
+
+def _first_held_out(names: Sequence[str], count: int, classes: Mapping[str, set[int]]) -> int:
+    """Choose the first of `count` names to hold out, such that most classes are trained on, and then validated on."""
+    total = Counter(label for name in names for label in classes.get(name, ()))
+    best, at = (-1, -1), 0
+    for first in range(min(len(names), _SPLITS) if total else 0):
+        held = Counter(label for i in range(count) for label in classes[names[(first + i) % len(names)]])
+        trained = sum(held[label] < all_ for label, all_ in total.items())
+        score = trained, sum(0 < held[label] < all_ for label, all_ in total.items())
+        if score > best:
+            best, at = score, first
+        if best == (len(total), sum(all_ > 1 for all_ in total.values())):
+            break
+    return at
 
 
 def choose(dataset: DataSet, names: Iterable[str]) -> DataSet:

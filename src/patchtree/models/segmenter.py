@@ -33,8 +33,8 @@ class Segmenter(nn.Module):
 
     Args:
         encoder: `adapt`'s, or the reference model's `MeshEncoder`; or `through_mosaic`'s, which gives logits itself.
-        head: from the encoder's features to logits, see `build_head`; None if the encoder gives logits. What either needs
-            if it is your own says docs/models.md.
+        head: from the encoder's features to logits, see `build_head`; None if the encoder gives logits. docs/models.md
+            says what either needs if it is your own.
         labels: class names to ids ``0 .. K - 1``, or ``K``.
 
     Attributes:
