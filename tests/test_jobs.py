@@ -84,7 +84,7 @@ def test_each_input_is_there_once_in_order(tmp_path: Path) -> None:
 
 
 def test_single_files_need_not_be_there(tmp_path: Path) -> None:
-    assert names(tmp_path / "missing.svs", "s3://bucket/key/a.ome.tif") == ["missing", "a.ome"]
+    assert names(tmp_path / "missing.svs", "s3://bucket/key/a.ome.tif") == ["missing", "a"]
     assert find_inputs(["s3://bucket/*.tif"])[0] == [Input("s3://bucket/*.tif", "*")]
 
 

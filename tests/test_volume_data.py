@@ -122,6 +122,7 @@ def test_pixels_and_counts_are_those_of_the_block(dataset: DataSet, tmp_path: Pa
         assert sample.counts[..., 1:].any()
 
 
+@pytest.mark.filterwarnings("ignore:.*no image to validate on")
 def test_the_module_gives_padded_batches(dataset: DataSet, tmp_path: Path) -> None:
     train, val = split_data(dataset)
     module = VolumeModule(train, val, PATCHER, tmp_path, window=16, density=1 / 64, batch_size=3, workers=0, grids=(1,))
