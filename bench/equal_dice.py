@@ -146,6 +146,10 @@ class Row:
         return min(good, default=None)
 
     @property
+    def sooner(self) -> float | None:
+        return self.seconds / self.enough if self.enough else None
+
+    @property
     def faster(self) -> float:
         return median(self.uniform, "step") / median(self.adaptive[self.seconds], "step")
 
@@ -162,7 +166,7 @@ class Row:
             ratio(self.faster),
             *(" ".join(f"{one['dice']:.3f}" for one in results) for results in ways),
             f"{self.enough:.3g}" if self.enough else "never",
-            ratio(self.seconds / self.enough) if self.enough else "",
+            ratio(self.sooner) if self.sooner else "",
         )
 
 
@@ -225,7 +229,7 @@ def summary(rows: list[Row]) -> str:
     if not ran:
         return "At no size were adaptive patches as good."
     sizes = ", ".join(f"{row.side:,}" for row in ran)
-    sooner = statistics.geometric_mean(row.seconds / (row.enough or row.seconds) for row in ran)
+    sooner = statistics.geometric_mean(row.sooner for row in ran if row.sooner)
     return (
         f"Geometric mean over {sizes} px: as good {ratio(sooner)} times sooner, and a step, patches made, is "
         f"{ratio(statistics.geometric_mean(row.faster for row in ran))} times as fast."

@@ -14,6 +14,13 @@ from patchtree.tree import cover_level, morton
 from strategies import SHAPES, owner
 
 
+def test_grids_of_another_image_are_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"grids of \[\(3, 2\)\] for \(64, 64\) pixels; give one a level, of \[\(2, 2\)\]"
+    ):
+        refine([np.zeros((3, 2))], (64, 64), patch_size=16, budget=10)
+
+
 @st.composite
 def pyramids(draw: st.DrawFn) -> tuple[list[NDArray[np.float64]], tuple[int, ...], int]:
     """A random monotone detail pyramid, with ties and zeros."""

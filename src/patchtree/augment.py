@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from patchtree.detail import Detail, Edges, as_detail
 from patchtree.errors import InputError
 from patchtree.patcher import Patches
-from patchtree.pyramid import CV_CHANNELS
+from patchtree.pyramid import by_channels
 
 _CV_WARP_CHANNELS = _CV_TURN_CHANNELS = 4
 # Sides from which on OpenCV 4 turns no image.
@@ -313,13 +313,12 @@ def _warp(image: NDArray[Any], window: Window, ids: bool) -> NDArray[Any]:
         )
     shift = centre - low - matrix @ middle
     flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_NEAREST if ids else cv2.INTER_LINEAR)
-    planes = np.atleast_3d(part)
-    out = np.empty((height, width, planes.shape[2]), part.dtype)
-    for first in range(0, planes.shape[2], _CV_WARP_CHANNELS):
-        few = np.ascontiguousarray(planes[..., first : first + _CV_WARP_CHANNELS])
-        warped = cv2.warpAffine(few, np.column_stack([matrix, shift]), (width, height), flags=flags, borderMode=border)
-        out[..., first : first + _CV_WARP_CHANNELS] = warped.reshape(height, width, -1)
-    return out.reshape(height, width, *image.shape[2:])
+    affine = np.column_stack([matrix, shift])
+
+    def warp(planes: NDArray[Any], _: slice) -> NDArray[Any]:
+        return cv2.warpAffine(planes, affine, (width, height), flags=flags, borderMode=border)
+
+    return by_channels(np.atleast_3d(part), warp, _CV_WARP_CHANNELS).reshape(height, width, *image.shape[2:])
 
 
 def _remap(image: NDArray[Any], curve: Callable[[NDArray[Any]], NDArray[Any]], low: float, high: float) -> NDArray[Any]:
@@ -331,9 +330,9 @@ def _remap(image: NDArray[Any], curve: Callable[[NDArray[Any]], NDArray[Any]], l
         table = np.rint(255 * curve(grey)).astype(np.uint8).reshape(1, 256, -1)
 
         def look_up(planes: NDArray[Any], few: slice) -> NDArray[Any]:
-            return cv2.LUT(planes, np.ascontiguousarray(table[..., few]) if table.shape[2] > 1 else table)
+            return cv2.LUT(planes, np.ascontiguousarray(table[..., few]))
 
-        return _by_channels(image, look_up)
+        return by_channels(np.atleast_3d(image), look_up).reshape(image.shape)
     planes: NDArray[np.float32] = np.atleast_3d(image).astype(np.float32)
     planes = ((planes - low) / (high - low)).astype(np.float32, copy=False)
     return _as_type((curve(planes) * (high - low) + low).reshape(image.shape), image.dtype)
@@ -361,16 +360,8 @@ def _range(image: NDArray[Any]) -> float:
 def _blur(image: NDArray[Any], sigma: float) -> NDArray[Any]:
     import cv2
 
-    return _by_channels(image, lambda planes, _: cv2.GaussianBlur(planes, (0, 0), sigma))
-
-
-def _by_channels(image: NDArray[Any], call: Callable[[NDArray[Any], slice], NDArray[Any]]) -> NDArray[Any]:
-    """Do something to as many channels of ``(h, w)`` or ``(h, w, C)`` at once as OpenCV takes."""
-    if image.ndim == 2 or image.shape[2] <= CV_CHANNELS:
-        return call(image, slice(None)).reshape(image.shape)
-    groups = [slice(first, first + CV_CHANNELS) for first in range(0, image.shape[2], CV_CHANNELS)]
-    parts = [call(np.ascontiguousarray(image[..., few]), few) for few in groups]
-    return np.concatenate([part.reshape(*image.shape[:2], -1) for part in parts], axis=2)
+    planes = np.atleast_3d(image)
+    return by_channels(planes, lambda few, _: cv2.GaussianBlur(few, (0, 0), sigma)).reshape(image.shape)
 
 
 def _blur_each(patches: NDArray[Any], sigma: float) -> NDArray[Any]:

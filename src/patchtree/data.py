@@ -217,16 +217,20 @@ class DataModule(lightning.LightningDataModule):
 
     def make_samples(self, images: tuple[Cached, ...], held_out: tuple[Cached, ...]) -> None:
         """Fill `windows` and `whole` with what is trained and validated on."""
-        seen, held = (np.sum([image.pixels for image in part], axis=0) for part in (images, held_out))
-        if unseen := [repr(name) for name, label in self.train.labels.items() if held[label] and not seen[label]]:
+        seen, held = (np.sum([image.pixels for image in part], axis=0).tolist() for part in (images, held_out))
+
+        def only_in(part: list[int], other: list[int]) -> str:
+            return ", ".join(repr(name) for name, at in self.train.labels.items() if part[at] and not other[at])
+
+        if unseen := only_in(held, seen):
             warnings.warn(
-                f"{self.train.root}: no image to train on has {', '.join(unseen)}, but some to validate on do; "
+                f"{self.train.root}: no image to train on has {unseen}, but some to validate on do; "
                 "say in a splits.json which are which",
                 stacklevel=2,
             )
-        if untold := [repr(name) for name, label in self.train.labels.items() if seen[label] and not held[label]]:
+        if untold := only_in(seen, held):
             warnings.warn(
-                f"{self.train.root}: no image to validate on has {', '.join(untold)}, so nothing is known of how well "
+                f"{self.train.root}: no image to validate on has {untold}, so nothing is known of how well "
                 "that is found; say in a splits.json which images to validate on",
                 stacklevel=2,
             )

@@ -286,9 +286,10 @@ def split_data(dataset: DataSet, share: float = 0.2, seed: int = 0) -> tuple[Dat
         if not 0 < share < 1 or max(1, round(share * len(ranked))) >= len(ranked):
             raise InputError(f"a share of {share} of {len(ranked)} images leaves nothing to train on; give 0 to 1")
         train, val = [], []
+        classes = _classes(dataset)
         for names in groups.values():
             count = min(max(1, round(share * len(names))), len(names) - 1)
-            at = _first_held_out(names, count, _classes(dataset))
+            at = _first_held_out(names, count, classes)
             turned = names[at:] + names[:at]
             train, val = train + turned[count:], val + turned[:count]
     return choose(dataset, train), choose(dataset, val)
@@ -306,17 +307,18 @@ def _classes(dataset: DataSet) -> dict[str, set[int]]:
         return {}
 
 
-def _first_held_out(names: Sequence[str], count: int, classes: Mapping[str, set[int]]) -> int:
+def _first_held_out(names: list[str], count: int, classes: Mapping[str, set[int]]) -> int:
     """Choose the first of `count` names to hold out, such that most classes are trained on, and then validated on."""
     total = Counter(label for name in names for label in classes.get(name, ()))
     best, at = (-1, -1), 0
     for first in range(min(len(names), _SPLITS) if total else 0):
-        held = Counter(label for i in range(count) for label in classes[names[(first + i) % len(names)]])
-        trained = sum(held[label] < all_ for label, all_ in total.items())
-        score = trained, sum(0 < held[label] < all_ for label, all_ in total.items())
+        turned = names[first:] + names[:first]
+        held = Counter(label for name in turned[:count] for label in classes[name])
+        trained = sum(held[label] < masks for label, masks in total.items())
+        score = trained, sum(0 < held[label] < masks for label, masks in total.items())
         if score > best:
             best, at = score, first
-        if best == (len(total), sum(all_ > 1 for all_ in total.values())):
+        if best == (len(total), sum(masks > 1 for masks in total.values())):
             break
     return at
 

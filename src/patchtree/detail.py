@@ -331,16 +331,27 @@ def measure(
     levels, how = root_level(shape, patch_size, max_level), as_detail(detail)
     details = how.measure(image if image.ndim > ndim else image[..., None], patch_size, levels)
     if type(how) not in (*DETAILS.values(), PixelMap):
-        _check(details, shape, patch_size, levels)
+        check_grids(details, shape, patch_size, levels)
+        _check_monotone(details)
     return details
 
 
-def _check(details: DetailPyramid, shape: tuple[int, ...], patch_size: int, levels: int) -> None:
-    """Refuse what somebody's own detail measured if it is no grid a level, or not monotone."""
+def check_grids(details: Sequence[NDArray[np.float64]], shape: tuple[int, ...], patch_size: int, levels: int) -> None:
+    """Refuse detail that is no grid of cells for each level above 0.
+
+    >>> check_grids([np.zeros((2, 1))], shape=(100, 32), patch_size=32, levels=1)
+
+    Raises:
+        InputError: it has other grids.
+    """
     found = [np.shape(grid) for grid in details]
     wanted = [tuple(-(-length // (patch_size << level)) for length in shape) for level in range(1, levels + 1)]
     if found != wanted:
-        raise InputError(f"the detail measured grids of {found}; give one a level, of {wanted}")
+        raise InputError(f"detail has grids of {found} for {tuple(shape)} pixels; give one a level, of {wanted}")
+
+
+def _check_monotone(details: DetailPyramid) -> None:
+    """Refuse what somebody's own detail measured if a cell has less than one in it."""
     for level, (finer, coarser) in enumerate(pairwise(details), start=1):
         parents = coarser[np.ix_(*(np.arange(length) // 2 for length in finer.shape))]
         if (finer > parents * (1 + _ROUNDING) + np.finfo(float).tiny).any():

@@ -16,7 +16,7 @@ from patchtree.errors import InputError
 # A full disk, a quota used up, a file system (or a limit) that takes no larger file.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TWO = (".nii.gz", ".ome.tif", ".ome.tiff")
-_TEMPORARY = re.compile(r"\.(?P<stem>.+)-[0-9a-f]{8}(?P<suffix>\.nii\.gz|\.ome\.tiff?|\.[^.]*)?")
+_TEMPORARY = re.compile(rf"\.(?P<stem>.+)-[0-9a-f]{{8}}(?P<suffix>{'|'.join(map(re.escape, _TWO))}|\.[^.]*)?")
 
 
 def split_suffix(path: str | os.PathLike[str]) -> tuple[str, str]:

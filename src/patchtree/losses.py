@@ -94,16 +94,14 @@ def dice_loss(
         smooth: added to numerator and denominator, in image pixels; positive.
 
     Raises:
-        InputError: logits and counts differ in shape.
+        InputError: logits and counts differ in shape, or there is no class but the background.
 
     Source: F. Milletari et al., "V-Net", 3DV 2016.
     """
     logits, counts = _classes_second(logits, counts)
-    if counts.shape[1] < 2 and not include_background:
-        raise InputError("a single class has no foreground; give logits of at least 2 classes")
     pixels = [*([0] if batch else []), *range(2, counts.ndim)]
     loss = _dice_loss(*_overlap(logits.softmax(1), counts, pixels), smooth)
-    return loss[..., 0 if include_background else 1 :].mean()
+    return (loss if include_background else _foreground(loss)).mean()
 
 
 def segmentation_loss(logits: Tensor, counts: Tensor) -> Tensor:
@@ -120,14 +118,11 @@ def segmentation_loss(logits: Tensor, counts: Tensor) -> Tensor:
         counts: ``(B, ..., K)``, image pixels of each class under each patch pixel.
 
     Raises:
-        InputError: logits and counts differ in shape.
+        InputError: logits and counts differ in shape, or there is a single class.
 
     Source: F. Isensee et al., "nnU-Net", Nature Methods 2021.
     """
-    sums = loss_sums(logits, counts)
-    if counts.shape[-1] < 2:
-        raise InputError("a single class has no foreground; give logits of at least 2 classes")
-    return loss_of_sums(sums)
+    return loss_of_sums(loss_sums(logits, counts))
 
 
 def loss_sums(logits: Tensor, counts: Tensor) -> Tensor:
@@ -159,10 +154,14 @@ def loss_of_sums(sums: Tensor, class_weight: Tensor | None = None) -> Tensor:
     Args:
         sums: of a batch.
         class_weight: ``(K,)``, how much a pixel of each class counts in the cross-entropy; None: the same.
+
+    Raises:
+        InputError: there is a single class.
     """
     likelihood, true, both, predicted = sums
     weight = torch.ones_like(true) if class_weight is None else class_weight
-    return _ratio(-likelihood * weight, true * weight) + _dice_loss(true, both, predicted, smooth=1e-5)[1:].mean()
+    overlap = _foreground(_dice_loss(true, both, predicted, smooth=1e-5))
+    return _ratio(-likelihood * weight, true * weight) + overlap.mean()
 
 
 class _Sums(torch.autograd.Function):
@@ -251,6 +250,13 @@ def _overlap(share: Tensor, counts: Tensor, pixels: list[int]) -> tuple[Tensor, 
     # Products and sums, not matrix products: autocast and TF32 would round the counts to a few bits there.
     both, predicted = (share * counts).sum(pixels), (share * counts.sum(1, keepdim=True)).sum(pixels)
     return counts.sum(pixels), both, predicted
+
+
+def _foreground(loss: Tensor) -> Tensor:
+    """Give what there is of each class but the first."""
+    if loss.shape[-1] < 2:
+        raise InputError("a single class has no foreground; give logits of at least 2 classes")
+    return loss[..., 1:]
 
 
 def _dice_loss(true: Tensor, both: Tensor, predicted: Tensor, smooth: float) -> Tensor:

@@ -127,10 +127,11 @@ class Patcher:
     def __post_init__(self) -> None:
         for name in ("patch_size", "budget", "max_level"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral):
                 raise InputError(f"{name} {value!r} is not possible; give a whole number")
-            if value is not None:
-                object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, int(value))  # NumPy's own are no JSON, and overflow
         if self.threshold is not None and not self.threshold >= 0:
             raise InputError(f"threshold {self.threshold} is not possible; give 0 or more")
         if not 1 <= self.patch_size <= _LARGEST:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.errors import InputError
-from patchtree.pyramid import CV_CHANNELS, pyramid
+from patchtree.pyramid import by_channels, pyramid
 from patchtree.tree import Tree
 
 _Cells = tuple[NDArray[np.int32], NDArray[Any]]
@@ -394,21 +394,13 @@ def _enlarge(picture: NDArray[Any], factor: int, smooth: bool) -> NDArray[Any]:
     if picture.ndim == 4:
         planes = np.stack([_enlarge(plane, factor, smooth) for plane in work])
         return _interpolate(planes, factor).astype(picture.dtype, copy=False)
-    height, width, channels = picture.shape
+    height, width, _ = picture.shape
     if factor & (factor - 1):
         # OpenCV has places in single precision, where only powers of two divide without rounding.
         rows = _interpolate(work, factor).swapaxes(0, 1)
         return _interpolate(rows, factor).swapaxes(0, 1).astype(picture.dtype, copy=False)
     size = (width * factor, height * factor)
-    if channels <= CV_CHANNELS:
-        out = np.asarray(cv2.resize(work, size, interpolation=cv2.INTER_LINEAR)).reshape(*size[::-1], channels)
-        return out.astype(picture.dtype, copy=False)
-    out = np.empty((*size[::-1], channels), work.dtype)
-    for first in range(0, channels, CV_CHANNELS):
-        part = np.ascontiguousarray(work[..., first : first + CV_CHANNELS])
-        out[..., first : first + CV_CHANNELS] = cv2.resize(part, size, interpolation=cv2.INTER_LINEAR).reshape(
-            *size[::-1], -1
-        )
+    out = by_channels(work, lambda few, _: cv2.resize(few, size, interpolation=cv2.INTER_LINEAR))
     return out.astype(picture.dtype, copy=False)
 
 

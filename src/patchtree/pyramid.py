@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,25 @@ def pyramid(
         yield Level(current, 1 / _FIXED if fixed and current.dtype != np.uint8 else 1.0)
 
 
+def by_channels(
+    picture: NDArray[Any], call: Callable[[NDArray[Any], slice], NDArray[Any]], most: int = CV_CHANNELS
+) -> NDArray[Any]:
+    """Do something of OpenCV's to ``(h, w, C)``, to as many channels at once as it takes.
+
+    >>> by_channels(np.ones((2, 3, 5)), lambda few, which: few[:1] * which.start, most=4)[0, 0].tolist()
+    [0.0, 0.0, 0.0, 0.0, 4.0]
+
+    Args:
+        picture: what it is done to.
+        call: takes some channels and says which they were; may change height and width.
+        most: channels at once.
+    """
+    groups = [slice(first, first + most) for first in range(0, picture.shape[2], most)]
+    parts = [call(np.ascontiguousarray(picture[..., few]), few) for few in groups]
+    parts = [part.reshape(*part.shape[:2], -1) for part in parts]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+
 def _far_share(length: int, level: int) -> float:
     """Give the share of the last of an axis's pixels at a level that makes the mean of the last pair right.
 
@@ -147,8 +166,8 @@ def _mean(piece: NDArray[Any], out: NDArray[Any]) -> None:
     import cv2
 
     height, width, channels = piece.shape
+    size = (width // 2, height // 2)
     if channels > CV_CHANNELS:
-        means = piece.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
-        out[:] = np.floor(means + 0.5) if out.dtype.kind == "u" else means
+        out[:] = by_channels(piece, lambda few, _: cv2.resize(few, size, interpolation=cv2.INTER_AREA))
         return
-    cv2.resize(piece, (width // 2, height // 2), dst=out, interpolation=cv2.INTER_AREA)
+    cv2.resize(piece, size, dst=out, interpolation=cv2.INTER_AREA)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchtree.detail import check_grids
 from patchtree.errors import InputError
 from patchtree.tree import Tree, grow, morton
 
@@ -49,11 +50,7 @@ def refine(
     """
     max_level = len(details)
     counts = count_cells(shape, patch_size, max_level, budget, threshold)
-    if [list(np.shape(grid)) for grid in details] != counts[1:]:
-        raise InputError(
-            f"details of {[np.shape(grid) for grid in details]} cells do not fit an image of {tuple(shape)} pixels; "
-            f"give one grid a level, of {[tuple(count) for count in counts[1:]]}"
-        )
+    check_grids(details, shape, patch_size, max_level)
     extra = None if budget is None else budget - prod(counts[max_level])
     level, index = _rank(details, counts, extra, 0.0 if threshold is None else threshold)
     return open_ranked(level, index, shape, patch_size, max_level, budget, balanced)

@@ -221,7 +221,9 @@ def _describe(result: dict[str, Any]) -> str:
         windows = (
             f"{describe_mpp(result['mpp'])}, {result['tissue']:.0%} tissue in {count:,} window{'s' * (count != 1)}"
         )
-    count = len(result.get("channels", ())) - 1
-    channels = f" with {count} more file{'s' * (count > 1)} as {'its channels' if count > 1 else 'a channel'}"
-    what = f"{result['image']}{channels * (count > 0)}{windows}"
+    channels = ""
+    if "channels" in result:
+        count = len(result["channels"]) - 1
+        channels = f" with {count} more file{'s as its channels' if count > 1 else ' as a channel'}"
+    what = f"{result['image']}{channels}{windows}"
     return f"{what}: {shares}; {result['seconds']:.2f} s; wrote {', '.join(result['files'])}"
