@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +41,30 @@ PICTURES = {
 
 
 def make_data(folder: Path, picture: str, side: int) -> Path:
-    """Write nine parts of a picture and their labels as a data set of images of `side` x `side` pixels.
+    """Write nine parts of a picture and their labels as a data set of images of `side` x `side` pixels."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for at, (image, labels) in enumerate(parts(picture, side)):
+        write_image(folder / "images" / f"{at}.png", image)
+        write_mask(folder / "masks" / f"{at}.png", labels)
+    ids = {name: at for at, name in enumerate(PICTURES[picture][1])}
+    (folder / "dataset.json").write_text(json.dumps({"labels": ids}))
+    return folder
+
+
+def parts(picture: str, side: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Give nine parts of a picture and their labels, of `side` x `side` pixels.
 
     Whatever the side, they show the same: labels are found once, at the picture's own size.
     """
     label, classes = PICTURES[picture]
     image = common.load_picture(picture)
     labels = label(image)
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True)
     step = len(image) // PARTS
     for at in range(PARTS**2):
         top, left = (step * place for place in divmod(at, PARTS))
         part = (slice(top, top + step), slice(left, left + step))
-        write_image(folder / "images" / f"{at}.png", _resize(image[part], side))
-        write_mask(folder / "masks" / f"{at}.png", resize_labels(labels[part], len(classes), side))
-    (folder / "dataset.json").write_text(json.dumps({"labels": {name: at for at, name in enumerate(classes)}}))
-    return folder
+        yield _resize(image[part], side), resize_labels(labels[part], len(classes), side)
 
 
 def resize_labels(labels: NDArray[np.uint8], classes: int, side: int) -> NDArray[np.uint8]:
