@@ -28,7 +28,7 @@ from bench.common import Case, Result, fresh, ratio, table
 from bench.segmentation import pictures, scores
 from numpy.typing import NDArray
 
-from patchtree.slides.turned import turn
+from patchtree.turns import turn
 
 if TYPE_CHECKING:  # torch is left to the processes that measure
     from patchtree.models.segmenter import Segmenter

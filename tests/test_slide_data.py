@@ -35,7 +35,7 @@ from patchtree.slide_inference import _View
 from patchtree.slide_sources import SlideSource, look_at
 from patchtree.slides.halved import Halved
 from patchtree.slides.metered import Metered
-from patchtree.slides.turned import turn
+from patchtree.turns import turn
 from slide_files import slide_set
 
 PATCHER = Patcher(8, 1, detail="residual")

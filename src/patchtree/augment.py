@@ -16,8 +16,9 @@ from patchtree.detail import Detail, Edges, as_detail
 from patchtree.errors import InputError
 from patchtree.patcher import Patches
 from patchtree.pyramid import by_channels
+from patchtree.turns import turn
 
-_CV_WARP_CHANNELS = _CV_TURN_CHANNELS = 4
+_CV_WARP_CHANNELS = 4
 # Sides from which on OpenCV 4 turns no image.
 _CV4_SIDE = 32767
 # Standard deviations in pixels; what is less than the last changes next to nothing.
@@ -105,8 +106,8 @@ def to_image(window: Window) -> NDArray[np.float64]:
 
 def _spin(window: Window) -> NDArray[np.float64]:
     """Give the matrix ``(2, 2)`` from the window's pixels to the image's, both from the window's centre."""
-    turn = np.deg2rad(window.angle)
-    return np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / window.scale
+    angle = np.deg2rad(window.angle)
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / window.scale
 
 
 def take(image: NDArray[Any], window: Window, ids: bool = False) -> NDArray[Any]:
@@ -131,22 +132,7 @@ def take(image: NDArray[Any], window: Window, ids: bool = False) -> NDArray[Any]
     else:
         (y, x), (height, width) = window.corner, window.shape
         part = image[y : y + height, x : x + width]
-    return _turn(np.asarray(part), window.flip, window.turns)
-
-
-def _turn(part: NDArray[Any], flip: bool, turns: int) -> NDArray[Any]:
-    """Copy, mirrored left to right if `flip`, then turned by quarters anticlockwise."""
-    if part[:1, :1].size > _CV_TURN_CHANNELS or not (flip or turns):
-        return np.array(np.rot90(part[:, ::-1] if flip else part, turns), order="C", subok=False)
-    import cv2
-
-    # numpy copies a pixel at a time where rows become columns.
-    out = np.asarray(cv2.flip(part, 1) if flip else part)
-    if turns:
-        codes = (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
-        out = np.asarray(cv2.rotate(out, codes[turns - 1]))
-    shape = part.shape[1::-1] if turns % 2 else part.shape[:2]
-    return out.reshape(*shape, *part.shape[2:])
+    return turn(np.asarray(part), window.flip, window.turns)
 
 
 def vary_window(window: Window, rng: np.random.Generator) -> Window:

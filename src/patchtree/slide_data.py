@@ -31,8 +31,9 @@ from patchtree.slide_sources import SlideSource, look_at
 from patchtree.slides.cut import cut_halved
 from patchtree.slides.halved import Halved
 from patchtree.slides.lazy import Coarse, measure_coarse, refine_halved
-from patchtree.slides.turned import Turned, turn
+from patchtree.slides.turned import Turned
 from patchtree.tree import Tree
+from patchtree.turns import turn
 
 # The least tokens of a window, and those that show the rest of the slide: an eighth of all, as in prediction.
 _LEAST, _LEAST_AROUND, _SHARE_AROUND = 256, 64, 1 / 7

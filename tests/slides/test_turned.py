@@ -12,7 +12,8 @@ from patchtree.augment import Window, place, take
 from patchtree.io.slides import open_slide
 from patchtree.patcher import Patcher
 from patchtree.slides import patch_slide
-from patchtree.slides.turned import Turned, turn, turn_back
+from patchtree.slides.turned import Turned, turn_back
+from patchtree.turns import turn
 from slide_files import small_slide
 from slides.fake import make_slide
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from patchtree.io.slides import Level, Slide
 from patchtree.io.slides.base import Box
 from patchtree.slides.wrapped import Wrapped
+from patchtree.turns import turn
 
 
 class Turned(Wrapped):
@@ -46,15 +46,6 @@ class Turned(Wrapped):
     def _read(self, level: int, box: Box) -> NDArray[Any]:
         pixels = self.slide.read(level, *turn_back(box, self.levels[level].shape, self.flip, self.turns))
         return turn(pixels, self.flip, self.turns)
-
-
-def turn(pixels: NDArray[Any], flip: bool, turns: int) -> NDArray[Any]:
-    """Mirror pixels ``(h, w, ...)`` left to right if asked, then turn them anticlockwise by quarters.
-
-    >>> turn(np.arange(6).reshape(2, 3), flip=True, turns=1).tolist()
-    [[0, 3], [1, 4], [2, 5]]
-    """
-    return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if flip else pixels, turns))
 
 
 def turn_back(box: Box, shape: tuple[int, int], flip: bool, turns: int) -> Box:
