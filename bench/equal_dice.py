@@ -159,69 +159,32 @@ def score(model: Segmenter, tests: Sequence[Batch]) -> float:
 
 @dataclass(frozen=True)
 class Way:
-    """What became of the trainings on one kind of patches, one a seed.
-
-    Attributes:
-        results: what `measure` gave.
-        target: Dice that was to be reached.
-        seconds: that there were for it.
-    """
+    """What became of the trainings on one kind of patches: what `measure` gave, one a seed."""
 
     results: list[Result]
-    target: float
-    seconds: float
 
     @property
     def failed(self) -> str | None:
         return next((one["failed"] for one in self.results if "failed" in one), None)
 
     @property
-    def tokens(self) -> int:
-        return int(self.results[0]["tokens"])
-
-    @property
     def step(self) -> float:
         """Seconds of a step, patches made, from when the first had been made."""
         paces = []
         for one in self.results:
-            first, last = one["course"][0], one["course"][-1]
-            many = last[1] > first[1]
-            paces.append((last[0] - first[0]) / (last[1] - first[1]) if many else last[0] / last[1])
+            (begun, first, _), (ended, last, _) = one["course"][0], one["course"][-1]
+            paces.append((ended - begun) / (last - first) if last > first else ended / last)
         return statistics.median(paces)
 
-    @property
-    def best(self) -> list[float]:
-        return [max(dice for *_, dice in one["course"]) for one in self.results]
+    def reach(self, target: float, what: int = 0) -> float | None:
+        """Give the median of the seconds (or the steps) until a Dice; None if a run did not get there."""
+        when = [next((look[what] for look in one["course"] if look[2] >= target), None) for one in self.results]
+        reached = [value for value in when if value is not None]
+        return statistics.median(reached) if len(reached) == len(when) else None
 
     @property
-    def reached(self) -> bool:
-        return all(dice >= self.target for dice in self.best)
-
-    @property
-    def needed(self) -> float:
-        """Median of the seconds that were needed, or spent."""
+    def spent(self) -> float:
         return statistics.median(one["course"][-1][0] for one in self.results)
-
-    @property
-    def steps(self) -> str:
-        return " ".join(f"{one['course'][-1][1]:,}" for one in self.results)
-
-
-HEADER = (
-    "image",
-    "N uniform",
-    "N adaptive",
-    "step uniform, s",
-    "step adaptive, s",
-    "faster",
-    "steps uniform",
-    "steps adaptive",
-    "Dice uniform",
-    "Dice adaptive",
-    "after uniform, s",
-    "after adaptive, s",
-    "sooner",
-)
 
 
 @dataclass(frozen=True)
@@ -233,33 +196,61 @@ class Row:
     adaptive: Way
 
     @property
+    def name(self) -> str:
+        return f"{self.side:,} x {self.side:,}"
+
+    @property
+    def ways(self) -> tuple[Way, Way]:
+        return self.uniform, self.adaptive
+
+    @property
+    def failed(self) -> str | None:
+        return self.uniform.failed or self.adaptive.failed
+
+    @property
     def faster(self) -> float:
         return self.uniform.step / self.adaptive.step
 
-    @property
-    def sooner(self) -> float | None:
-        """How many times sooner adaptive patches were good enough; a lower bound where uniform ones never were."""
-        ran = self.uniform.failed is None and self.adaptive.failed is None
-        return self.uniform.needed / self.adaptive.needed if ran and self.adaptive.reached else None
+    def sooner(self, target: float) -> float | None:
+        """How many times sooner adaptive patches reached a Dice; a lower bound where uniform ones never did."""
+        adaptive = self.adaptive.reach(target)
+        return None if adaptive is None else (self.uniform.reach(target) or self.uniform.spent) / adaptive
 
-    def cells(self) -> tuple[object, ...]:
-        ways = (self.uniform, self.adaptive)
-
-        def both(show: Any) -> tuple[str, ...]:
-            return tuple(show(way) if way.failed is None else "" for way in ways)
-
-        least = "" if self.uniform.failed is None and self.uniform.reached else "at least "
-        ran = all(way.failed is None for way in ways)
+    def pace(self) -> tuple[object, ...]:
+        """Give the cells on steps."""
+        if self.failed:
+            return (self.name, *(way.failed or f"{way.results[0]['tokens']:,}" for way in self.ways), *[""] * 5)
         return (
-            f"{self.side:,} x {self.side:,}",
-            *(f"{way.tokens:,}" if way.failed is None else way.failed for way in ways),
-            *both(lambda way: f"{way.step:.3g}"),
-            ratio(self.faster) if ran else "",
-            *both(lambda way: way.steps),
-            *both(lambda way: " ".join(f"{dice:.3f}" for dice in way.best)),
-            *both(lambda way: f"{way.needed:.3g}" if way.reached else f"over {way.seconds:.0f}"),
-            f"{least}{ratio(self.sooner)}" if self.sooner else "",
+            self.name,
+            *(f"{way.results[0]['tokens']:,}" for way in self.ways),
+            *(f"{way.step:.3g}" for way in self.ways),
+            ratio(self.faster),
+            *(" ".join(f"{max(dice for *_, dice in one['course']):.3f}" for one in way.results) for way in self.ways),
         )
+
+    def times(self, target: float) -> tuple[object, ...]:
+        """Give the cells on the way to a Dice."""
+        cells: list[str] = []
+        for way in self.ways:
+            seconds, steps = way.reach(target), way.reach(target, 1)
+            known = seconds is not None and steps is not None
+            cells += [f"{steps:.0f}", f"{seconds:.3g}"] if known else ["", f"over {way.spent:.0f}"]
+        sooner = self.sooner(target)
+        least = "" if self.uniform.reach(target) is not None else "at least "
+        return (self.name, *cells, f"{least}{ratio(sooner)}" if sooner else "")
+
+
+PACE = (
+    "image",
+    "N uniform",
+    "N adaptive",
+    "step uniform, s",
+    "step adaptive, s",
+    "faster",
+    "best Dice uniform",
+    "best Dice adaptive",
+)
+TIMES = ("image", "steps uniform", "after uniform, s", "steps adaptive", "after adaptive, s", "sooner")
 
 
 def compare(args: Any, side: int, data: str) -> Row:
@@ -276,7 +267,7 @@ def compare(args: Any, side: int, data: str) -> Row:
                 "data": data,
                 "way": way,
                 "seconds": args.seconds,
-                "target": args.target,
+                "target": max(args.targets),
                 "budget": args.budget,
                 "picture": args.picture,
                 "patch_size": args.patch_size,
@@ -289,25 +280,22 @@ def compare(args: Any, side: int, data: str) -> Row:
             }
             results.append(fresh(__file__, case, args.threads, args.timeout))
             common.progress(f"    {results[-1]}")
-        return Way(results, args.target, args.seconds)
+        return Way(results)
 
     adaptive = train("adaptive")
     same = math.ceil(side / args.patch_size) ** 2 <= args.budget
     return Row(side, adaptive if same else train("uniform"), adaptive)
 
 
-def summary(rows: list[Row]) -> str:
-    """Give the geometric means, of the sizes that ran both ways."""
-    ran = [row for row in rows if row.sooner]
+def summary(rows: list[Row], target: float) -> str:
+    """Give the geometric mean over the sizes at which adaptive patches got there."""
+    ran = [row for row in rows if not row.failed and row.sooner(target)]
     if not ran:
         return "At no size were adaptive patches good enough."
     sizes = ", ".join(f"{row.side:,}" for row in ran)
-    bound = "" if all(row.uniform.reached for row in ran) else "at least "
-    sooner = statistics.geometric_mean(row.sooner for row in ran if row.sooner)
-    return (
-        f"Geometric mean over {sizes} px: as good {bound}{ratio(sooner)} times sooner, and a step, patches made, is "
-        f"{ratio(statistics.geometric_mean(row.faster for row in ran))} times as fast."
-    )
+    bound = "" if all(row.uniform.reach(target) for row in ran) else "at least "
+    sooner = statistics.geometric_mean(row.sooner(target) or 1 for row in ran)
+    return f"Geometric mean over {sizes} px: {bound}{ratio(sooner)} times sooner."
 
 
 def main(argv: Sequence[str]) -> None:
@@ -317,7 +305,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--budget", type=int, default=1024, help="adaptive patches of an image")
     parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--size", default="tiny", choices=("nano", "tiny", "small", "base"), help="of the model")
-    parser.add_argument("--target", type=float, default=0.7, help="Dice to be reached")
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.6, 0.7], help="Dice to be reached")
     parser.add_argument("--seconds", type=float, default=900, help="that a training has at most")
     parser.add_argument("--batch", type=int, default=2, help="images a step")
     parser.add_argument("--seeds", type=int, default=1)
@@ -326,28 +314,36 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--timeout", type=float, default=7200, help="seconds that a run may take")
     args = parser.parse_args(argv)
     if args.quick:
-        args.sides, args.budget, args.seconds, args.target = [128], 16, 4, 0.01
+        args.sides, args.budget, args.seconds, args.targets = [128], 16, 4, [0.01]
     rows = []
     for side in args.sides:
         with tempfile.TemporaryDirectory() as data:
             rows.append(compare(args, side, data))
+    report(args, rows)
+
+
+def report(args: Any, rows: list[Row]) -> None:
+    """Print and keep what was found."""
     results = [one for row in rows for way in (row.uniform, row.adaptive) for one in way.results]
     device = next((one["device"] for one in results if "device" in one), "no device")
     workers = f", {args.workers} processes that prepare batches" if args.workers else ""
     about = (
         f"patchtree:{args.size}, p = {args.patch_size}, on {device}, {args.threads} thread(s){workers}. Each run "
         f"trains from random weights, by the optimiser of `patchtree train`, until the Dice of the held-out images is "
-        f"{args.target} or {args.seconds:.4g} s have passed; a step takes {args.batch} whole images, turned and "
+        f"{max(args.targets)} or {args.seconds:.4g} s have passed; a step takes {args.batch} whole images, turned and "
         "mirrored at random, one sequence each, of uniform patches or of adaptive ones (residual, "
         f"{args.budget:,} an image at most, at every size: where all uniform ones fit in, both ways are the same). "
         f"Seven of nine parts of scikit-image's picture {args.picture!r} are trained on, two held out, all resized to "
         "the row's size. The learning rate is constant after the first ten steps, and the weights' average over the "
         "last tenth of the steps is scored, at the images' full size, whenever a tenth more time has passed. Times "
-        "hold everything: patches, labels and ghost cells made, waiting for them, steps and scores. 'Dice' is the best "
-        f"that was seen. {args.seeds} seed(s); times are the median."
+        "hold everything: patches, labels and ghost cells made, waiting for them, steps and scores. "
+        f"{args.seeds} seed(s); times are the median."
     )
-    parts = ["### How much sooner the same Dice is reached", about, table(HEADER, [row.cells() for row in rows])]
-    common.publish("equal_dice", [*parts, summary(rows)], args.save, ["torch"])
+    parts = ["### How much sooner the same Dice is reached", about, table(PACE, [row.pace() for row in rows])]
+    for target in args.targets:
+        times = table(TIMES, [row.times(target) for row in rows if not row.failed])
+        parts += [f"#### Until a Dice of {target}", times, summary(rows, target)]
+    common.publish("equal_dice", parts, args.save, ["torch"])
 
 
 if __name__ == "__main__":
