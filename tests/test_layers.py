@@ -11,6 +11,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "patchtree"
 ORDER = (
     "errors",
+    "turns",
     "process",
     "files",
     "tables",

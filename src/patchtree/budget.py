@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from patchtree.fidelity import measure_psnr
 from patchtree.patcher import Patcher, spare_budget_allowed
 from patchtree.patches import count_labels
+from patchtree.tree import grid_shape
 
 # The Dice that the patches alone must allow, and the decibels from which they show all of an image; see choose_density.
 _CEILING, _SHOWN = 0.96, 50.0
@@ -182,5 +183,5 @@ def with_budget(
         budget = min(budget, most)
     if patcher.max_level is not None:
         root = patcher.patch_size << patcher.max_level
-        budget = max(budget, prod(-(-length // root) for length in shape))
+        budget = max(budget, prod(grid_shape(shape, root)))
     return replace(patcher, budget=budget)

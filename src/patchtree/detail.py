@@ -18,7 +18,7 @@ from patchtree.block_sums import count_mask, count_pixels, fold, sum_squares, su
 from patchtree.errors import InputError
 from patchtree.noise import estimate_noise, sample_evenly
 from patchtree.pyramid import Level, pyramid
-from patchtree.tree import root_level
+from patchtree.tree import grid_shape, root_level
 
 DetailPyramid: TypeAlias = list[NDArray[np.float64]]
 
@@ -345,7 +345,7 @@ def check_grids(details: Sequence[NDArray[np.float64]], shape: tuple[int, ...], 
         InputError: it has other grids.
     """
     found = [np.shape(grid) for grid in details]
-    wanted = [tuple(-(-length // (patch_size << level)) for length in shape) for level in range(1, levels + 1)]
+    wanted = [grid_shape(shape, patch_size << level) for level in range(1, levels + 1)]
     if found != wanted:
         raise InputError(f"detail has grids of {found} for {tuple(shape)} pixels; give one a level, of {wanted}")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from patchtree.detail import check_grids
 from patchtree.errors import InputError
-from patchtree.tree import Tree, grow, morton
+from patchtree.tree import Tree, grid_shape, grow, morton
 
 
 def refine(
@@ -58,7 +58,7 @@ def refine(
 
 def count_cells(
     shape: tuple[int, ...], patch_size: int, max_level: int, budget: int | None, threshold: float | None
-) -> list[list[int]]:
+) -> list[tuple[int, ...]]:
     """Count the cells along each axis of each level from 0 up, of a tree that `refine` could make.
 
     Raises:
@@ -68,7 +68,7 @@ def count_cells(
         raise InputError(f"threshold {threshold} is not possible; give 0 or more")
     if budget is None and threshold is None:
         raise InputError("give a budget (a number of leaves) or a threshold (the least detail to split)")
-    counts = [[-(-length // (patch_size << level)) for length in shape] for level in range(max_level + 1)]
+    counts = [grid_shape(shape, patch_size << level) for level in range(max_level + 1)]
     roots = prod(counts[max_level])
     if budget is not None and budget < roots:
         hint = "give at least that many" + (" or a larger max_level" if roots > 1 else "")
@@ -99,7 +99,7 @@ def open_ranked(
         budget: see `refine`; None: all are split.
         balanced: see `refine`.
     """
-    counts = [[-(-length // (patch_size << at)) for length in shape] for at in range(max_level + 1)]
+    counts = [grid_shape(shape, patch_size << at) for at in range(max_level + 1)]
     extra = None if budget is None else budget - prod(counts[max_level])
     if extra is not None:
         # Balancing only adds leaves, so a prefix that is too long unbalanced is too long balanced.
@@ -126,7 +126,7 @@ def open_ranked(
 
 
 def _rank(
-    details: Sequence[NDArray[np.float64]], counts: list[list[int]], extra: int | None, floor: float
+    details: Sequence[NDArray[np.float64]], counts: Sequence[Sequence[int]], extra: int | None, floor: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sort the cells that may be split, as far as the budget can reach: their levels and indices."""
     least = np.nextafter(floor, np.inf)
@@ -152,14 +152,16 @@ def _rank(
     return np.concatenate(levels)[order], np.concatenate(indices)[order]
 
 
-def _children(level: NDArray[np.integer[Any]], index: NDArray[np.int64], counts: list[list[int]]) -> NDArray[np.int64]:
+def _children(
+    level: NDArray[np.integer[Any]], index: NDArray[np.int64], counts: Sequence[Sequence[int]]
+) -> NDArray[np.int64]:
     """Count the children inside the image of cells of any levels."""
     finer = np.array(counts)[level - 1]
     return np.asarray(np.minimum(2, finer - 2 * index).prod(axis=1), np.int64)
 
 
 def _mark(
-    level: NDArray[np.integer[Any]], index: NDArray[np.int64], counts: list[list[int]]
+    level: NDArray[np.integer[Any]], index: NDArray[np.int64], counts: Sequence[Sequence[int]]
 ) -> list[NDArray[np.bool_]]:
     """Mark cells in a boolean grid a level."""
     grids = [np.zeros(cells, bool) for cells in counts]
@@ -183,7 +185,7 @@ def _balance(splits: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
     return splits
 
 
-def _added(splits: list[NDArray[np.bool_]], counts: list[list[int]]) -> int:
+def _added(splits: list[NDArray[np.bool_]], counts: Sequence[Sequence[int]]) -> int:
     """Count the leaves that the marked splits add to the roots."""
     total = 0
     for level in range(1, len(splits)):

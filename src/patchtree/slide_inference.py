@@ -33,7 +33,7 @@ from patchtree.slides.cut import cut_halved
 from patchtree.slides.halved import Halved, threads
 from patchtree.slides.lazy import finest_level, opened, refine_halved
 from patchtree.slides.lenient import Lenient
-from patchtree.tree import Tree, cover_level
+from patchtree.tree import Tree, cover_level, grid_shape
 
 if TYPE_CHECKING:
     from patchtree.runs import RunConfig
@@ -180,7 +180,7 @@ def find_tissue(halved: Halved, pool: Executor, patch_size: int) -> tuple[NDArra
     top = cover_level(shape, patch_size)
     level = 0
     while level < top and (
-        patch_size << level < _CELL or 4 * np.prod([-(-length // (patch_size << level)) for length in shape]) > _LOOK
+        patch_size << level < _CELL or 4 * math.prod(grid_shape(shape, patch_size << level)) > _LOOK
     ):
         level += 1
     if not level:
@@ -275,7 +275,7 @@ class _Work:
         # One is made while the other is written: new ones would cost more than what is done with them.
         both = np.empty((2, min(rows, height), width), self.regions.dtype)
         # The class of each tile of one class, else -1; these are not painted.
-        plain = np.full((-(-height // TILE), -(-width // TILE)), -1, np.int32)
+        plain = np.full(grid_shape((height, width), TILE), -1, np.int32)
 
         def rows_of(band: Box) -> Ids:
             y0, _, y1, _ = band
@@ -315,7 +315,7 @@ class _Work:
             glass[..., 0] = 1
             return glass
 
-        blocks = math.prod(-(-length // BLOCK) for length in self.regions.shape)
+        blocks = math.prod(grid_shape(self.regions.shape, BLOCK))
         counted = _counted(read, "probabilities", blocks, progress)
         write_probabilities(out, self.regions.shape, counted, list(labels), class_colours(labels), mpp)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -290,7 +290,7 @@ class Tree:
             used += len(index)
             return flags
 
-        if prod(-(-length // (patch_size << max_level)) for length in shape) > count:
+        if prod(grid_shape(shape, patch_size << max_level)) > count:
             raise InputError("this tree's header is damaged; write it again with Tree.save")
         tree = grow(shape, patch_size, max_level, split)
         if len(tree) != count:
@@ -481,9 +481,17 @@ def _check_leaves(
         )
 
 
+def grid_shape(shape: Sequence[int], side: int) -> tuple[int, ...]:
+    """Count the cells of a side that cover a shape, along each axis; both in pixels.
+
+    >>> grid_shape((100, 64), side=32)
+    (4, 2)
+    """
+    return tuple(-(-length // side) for length in shape)
+
+
 def _roots(shape: tuple[int, ...], patch_size: int, max_level: int) -> NDArray[np.int32]:
     """List the root cells in Morton order, ``(R, d)``."""
-    size = patch_size << max_level
-    counts = [-(-length // size) for length in shape]
+    counts = grid_shape(shape, patch_size << max_level)
     index = np.indices(counts, np.int32).reshape(len(shape), prod(counts)).T
     return index[np.argsort(morton(index.astype(np.int64)))]

@@ -36,6 +36,7 @@ from patchtree.cli.many import Job, at_once, do_jobs
 from patchtree.errors import InputError, say_size
 from patchtree.patcher import PATCH_SIZES, Patcher, Patches
 from patchtree.patches import cut
+from patchtree.tree import grid_shape
 
 if TYPE_CHECKING:
     from patchtree.io.slides import Slide
@@ -267,7 +268,7 @@ def _count(tree: Tree) -> dict[str, Any]:
     import numpy as np
 
     side = tree.patch_size
-    uniform = math.prod(-(-length // side) for length in tree.shape)
+    uniform = math.prod(grid_shape(tree.shape, side))
     sizes, counts = np.unique(tree.sizes(), return_counts=True)
     return {
         "patches": len(tree),

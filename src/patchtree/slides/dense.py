@@ -17,7 +17,7 @@ from patchtree.pyramid import pyramid
 from patchtree.refine import refine
 from patchtree.slides.cells import Cells
 from patchtree.slides.halved import Halved, threads
-from patchtree.tree import Tree, root_level
+from patchtree.tree import Tree, grid_shape, root_level
 
 # About the side of a block in pixels: a few of them, and what is made of them, fit the memory of any machine.
 _BLOCK = 4096
@@ -81,7 +81,7 @@ def _measure(slide: Slide, patcher: Patcher, workers: int | None) -> DetailPyram
     # What is a sum over pixels is summed up; squares around a mean need the means, to go on above the block.
     block = _side(min(_BLOCK, _SQUARES_BLOCK) if squares else _BLOCK, p)
     levels = min(top, (block // p).bit_length() - 1 if squares else 1)
-    details = [np.zeros([-(-length // (p << level)) for length in shape]) for level in range(1, top + 1)]
+    details = [np.zeros(grid_shape(shape, p << level)) for level in range(1, top + 1)]
     if not levels:
         return details
     halved = Halved(slide)

@@ -22,7 +22,7 @@ from patchtree.refine import count_cells, open_ranked
 from patchtree.slides.cells import Cells
 from patchtree.slides.cut import cut_halved
 from patchtree.slides.halved import Halved, threads
-from patchtree.tree import Tree, morton, root_level
+from patchtree.tree import Tree, grid_shape, morton, root_level
 
 # A level of at most so many pixels is read whole to begin with, so that nothing is too small to be seen.
 _WHOLE_PIXELS = 1 << 20
@@ -145,7 +145,7 @@ def opened(tree: Tree, level: int) -> NDArray[np.bool_]:
     Returns:
         A grid of cells of ``patch_size * 2**level`` pixels, ``(ceil(H / side), ceil(W / side))``.
     """
-    out = np.zeros([-(-length // (tree.patch_size << level)) for length in tree.shape], bool)
+    out = np.zeros(grid_shape(tree.shape, tree.patch_size << level), bool)
     finer = tree.level < level
     out[tuple((tree.index[finer] >> (level - tree.level[finer].astype(np.int32))[:, None]).T)] = True
     return out
@@ -213,14 +213,14 @@ def _measure_coarse(cells: Cells, top: int, finest: int) -> Coarse:
         return Coarse(whole + 1, tuple(cells.measure_whole(whole, values, top - whole)), cells.noise)
     if finest == top:
         return Coarse(top + 1, (), cells.noise)
-    roots = np.ones([-(-length // (cells.patch_size << top)) for length in halved.slide.shape])
+    roots = np.ones(grid_shape(halved.slide.shape, cells.patch_size << top))
     everywhere = np.argwhere(roots)
     roots[tuple(everywhere.T)] = cells.measure(top, everywhere)
     return Coarse(top, (roots,), cells.noise)
 
 
 def _rank_opened(
-    cells: Cells, coarse: Coarse, counts: list[list[int]], finest: int, patcher: Patcher, region: Box | None
+    cells: Cells, coarse: Coarse, counts: list[tuple[int, ...]], finest: int, patcher: Patcher, region: Box | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Measure the children of every cell that is split, until no more are found: the cells in the order of `refine`.
 
