@@ -176,7 +176,9 @@ def main(argv: Sequence[str]) -> None:
     if args.quick:
         args.sides, args.budget, args.repeats = [1024], 256, 1
     with tempfile.TemporaryDirectory() as temporary:
-        common.publish("predict_slide", report(args, args.folder or Path(temporary)), args.save)
+        folder = args.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        common.publish("predict_slide", report(args, folder), args.save)
 
 
 if __name__ == "__main__":

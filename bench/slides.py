@@ -266,7 +266,9 @@ def main(argv: Sequence[str]) -> None:
         args.sides = args.quality_sides = [1024]
         args.budget, args.budgets, args.repeats = 256, [256], 1
     with tempfile.TemporaryDirectory() as temporary:
-        common.publish("slides", report(args, args.folder or Path(temporary)), args.save)
+        folder = args.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        common.publish("slides", report(args, folder), args.save)
 
 
 if __name__ == "__main__":

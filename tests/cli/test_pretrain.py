@@ -25,6 +25,7 @@ def test_a_folder_of_images_becomes_weights(tmp_path: Path, run: Run) -> None:
     told = run("info", tmp_path / "run", "--json")
     assert told.json[0]["task"] == "pretrain"
     assert told.json[0]["explained_variance"] <= 1
+    assert told.json[0]["labels"] is None
     refused = run("predict", tmp_path / "run", tmp_path / "scans", "--out", tmp_path / "masks")
     assert refused.failed_with(str(tmp_path / "run"), "was pretrained and knows no classes")
 

@@ -280,7 +280,8 @@ def describe_run(path: str) -> dict[str, Any]:
     return {
         "kind": "run",
         "task": config.task,
-        "labels": config.labels,
+        # What pretraining restores are channels, no classes.
+        "labels": None if config.task == "pretrain" else config.labels,
         "channels": config.channels,
         "model": config.model["name"],
         "patch_size": config.patcher["patch_size"],
