@@ -586,3 +586,49 @@ def test_uniform_refuses_what_would_not_be_uniform() -> None:
 
     with pytest.raises(pt.errors.InputError, match="patches"):
         uniform.options([(64, 64)], [(8192, 8192)], tokens=300)
+
+
+# How soon a Dice is reached
+
+
+def test_the_dice_of_counts_is_that_of_the_painted_image() -> None:
+    import torch
+    from bench import equal_dice, train_step
+
+    from patchtree.models.choose import build_model
+    from patchtree.models.precision import half_where_quick
+
+    rng = np.random.default_rng(0)
+    pairs = []
+    for _ in range(2):
+        mask = np.kron(rng.integers(0, 3, (10, 11)), np.ones((9, 9))).astype(np.uint8)
+        pairs.append(((80 * mask)[..., None].repeat(3, -1), mask))
+    torch.manual_seed(0)
+    model = build_model("patchtree:nano", 3, patch_size=8)
+    case = {"way": "adaptive", "patch_size": 8, "budget": 60, "detail": "residual"}
+    tests = [train_step.prepare(case, [pair], model) for pair in pairs]
+    expected = np.zeros((3, 3), np.int64)
+    for batch, (_, mask) in zip(tests, pairs, strict=True):
+        with torch.inference_mode(), half_where_quick("cpu"):
+            logits = model.eval()(batch.tokens, batch.ghosts)[0].float()
+        painted = batch.tokens.trees[0].paint(logits.numpy()).argmax(-1)
+        np.add.at(expected, (mask, painted), 1)
+    assert equal_dice.score(model, tests) == pytest.approx(float(scores.mean(scores.dice(expected))))
+
+
+def test_sooner_is_a_bound_where_uniform_patches_never_get_there() -> None:
+    from bench.equal_dice import Row, Way, summary
+
+    def way(*courses: list[tuple[float, int, float]]) -> Way:
+        return Way([{"tokens": 4, "course": course} for course in courses])
+
+    adaptive = way([(1, 1, 0.0), (2, 3, 0.6)], [(1, 1, 0.0), (4, 7, 0.7)])
+    uniform = way([(2, 1, 0.0), (9, 3, 0.6)], [(2, 1, 0.0), (9, 5, 0.4)])
+    row = Row(64, uniform, adaptive)
+    assert (adaptive.step, uniform.step) == (0.5, (7 / 2 + 7 / 4) / 2)
+    assert (adaptive.reach(0.5), adaptive.reach(0.5, 1), adaptive.reach(0.65)) == (3, 5, None)
+    assert row.sooner(0.5) == 3
+    assert row.sooner(0.65) is None
+    assert row.times(0.5) == ("64 x 64", "", "over 9", "5", "3", "at least 3.00")
+    assert row.times(0.65)[-1] == ""
+    assert summary([row], 0.5) == "Geometric mean over 64 px: at least 3.00 times sooner."
