@@ -289,3 +289,61 @@ def test_what_may_not_fit_has_64_bit_offsets(tmp_path: Path, monkeypatch: pytest
         with tifffile.TiffFile(tmp_path / "a.tif") as file:
             assert file.is_bigtiff is big
         assert tiff.read(tmp_path / "a.tif").samples.shape[:2] == (side, side)
+
+
+def with_missing(path: Path, array: NDArray[Any], text: str) -> Path:
+    return save(path, array, extratags=[(42113, "s", 0, text, True)])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text", "value"),
+    [
+        ("float32", "-9999", -9999),
+        (">f4", "-9999", -9999),
+        ("float32", "-3.4028234663852886e+38", np.finfo(np.float32).min),
+        ("float64", "-1.7976931348623157e+308", np.finfo(np.float64).min),
+        ("float32", "nan", np.nan),
+        ("int16", "-32768", -32768),
+        ("int32", "-2147483648", -(2**31)),
+    ],
+)
+def test_what_stands_for_no_data_becomes_the_nearest_value(tmp_path: Path, dtype: str, text: str, value: float) -> None:
+    heights = np.arange(5400, dtype=dtype).reshape(60, 90) + np.ones((), dtype) * 7
+    gone = (ROWS < 9) & (COLUMNS > 20)
+    path = with_missing(tmp_path / "dem.tif", np.where(gone, np.array(value, dtype), heights), text)
+    with pytest.warns(UserWarning, match=r"dem.tif: 621 of 5,400 values are .*, which stands for no data; 7 takes"):
+        found = read_image(path)
+    wanted = np.where(gone, heights[~gone].min(), heights)
+    same(found, wanted.astype(np.int16 if dtype == "int16" else np.float32))
+
+
+def test_no_data_above_all_values_becomes_the_largest(tmp_path: Path) -> None:
+    path = with_missing(tmp_path / "a.tif", np.array([[5, 9], [65535, 7]], np.uint16), "65535")
+    with pytest.warns(UserWarning, match="9 takes their place"):
+        same(read_image(path), np.array([[5, 9], [9, 7]], np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (np.array([[-5, 0], [0, 3]], np.int16), "0"),  # within the range of what was measured
+        (np.array([[0, 9], [0, 7]], np.uint8), "0"),  # stretches no range of 8 bits
+        (np.array([[1, 9], [2, 7]], np.uint16), "-9999"),  # no such sample can be
+        (np.array([[1, 9], [2, 7]], np.uint16), "nan"),
+        (np.array([[1, 9], [2, 7]], np.float32), "-9999"),  # nor is there one
+        (np.array([[1, 9], [2, 7]], np.float32), "none"),
+    ],
+)
+def test_no_data_that_does_no_harm_stays(tmp_path: Path, array: NDArray[Any], text: str) -> None:
+    same(read_image(with_missing(tmp_path / "a.tif", array, text)), array)
+
+
+def test_an_image_of_no_data_is_refused(tmp_path: Path) -> None:
+    path = with_missing(tmp_path / "a.tif", np.full((4, 4), -9999, np.float32), "-9999")
+    with pytest.raises(InputError, match=r"a.tif: all values are -9999, which stands for no data; leave the file out"):
+        read_image(path)
+
+
+def test_ids_of_no_data_are_ids(tmp_path: Path) -> None:
+    ids = np.array([[0, 1], [255, 1]], np.uint8)
+    same(read_mask(with_missing(tmp_path / "a.tif", ids, "255")), ids)

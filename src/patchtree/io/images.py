@@ -15,7 +15,7 @@ from patchtree.errors import InputError, say_size
 from patchtree.files import replacing
 from patchtree.ids import type_of
 from patchtree.io import stills, tiff
-from patchtree.io.raster import Raster, count_no_numbers, refuse_no_numbers, settle_type, upright
+from patchtree.io.raster import Raster, count_no_numbers, fill_missing, refuse_no_numbers, settle_type, upright
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 
@@ -41,7 +41,8 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[Any]:
     PNG, JPEG, TIFF, BMP, WebP and GIF, told apart by what they are, not by suffix. 8 and 16 bits stay as stored; other
     integers and floats become float32. Palettes and CMYK become RGB (without colour profiles), one-bit images 0 and
     255. EXIF orientation is applied. Alpha is no channel: where it is not opaque, the image is put on white and a
-    warning says so. Channels of a TIFF that are not declared to be alpha are kept, however many.
+    warning says so. Channels of a TIFF that are not declared to be alpha are kept, however many. What GDAL marked as no
+    data becomes the nearest value that was measured, with a warning.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "image.tif"
@@ -59,6 +60,8 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[Any]:
     if image.dtype.kind == "c":
         raise InputError(f"{path}: has complex numbers for pixels; save their magnitude as float32")
     image = settle_type(image)
+    if raster.missing is not None:
+        image = fill_missing(path, image, raster.missing)
     refuse_no_numbers(path, count_no_numbers(image), image.size)
     return upright(image.astype(image.dtype.newbyteorder("="), copy=False), raster.orientation)
 

@@ -35,6 +35,7 @@ class Raster:
     premultiplied: bool = False  # the colours are already multiplied by it
     orientation: int = 1  # as in EXIF
     lossy: bool = False  # JPEG: neighbouring samples have bled into each other
+    missing: float | None = None  # the sample that stands for no data
 
 
 @contextmanager
@@ -112,6 +113,42 @@ def refuse_no_numbers(path: Path, bad: int, size: int) -> None:
             f"{path}: {bad:,} of {size:,} values are NaN or infinite, or beyond {_LARGEST:.0g}; "
             "replace them and save again"
         )
+
+
+def fill_missing(path: Path, values: NDArray[Any], missing: float) -> NDArray[Any]:
+    """Put the nearest measured value in the place of a sample that stands for no data and lies beyond all measured.
+
+    So what is missing is flat, and stretches no range. Within the range of what was measured it does no harm.
+
+    Raises:
+        InputError: nothing was measured.
+    """
+    if values.dtype == np.uint8:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        stands = np.asarray(missing).astype(values.dtype)
+    # As types round: -3.4028234663852886e+38 is a float32's lowest; a sample of whole numbers is never NaN.
+    if values.dtype.kind == "f":
+        gone = np.isnan(values) if np.isnan(missing) else values == stands
+    elif stands == missing:
+        gone = values == stands
+    else:
+        return values
+    count = int(np.count_nonzero(gone))
+    if not count:
+        return values
+    if count == values.size:
+        raise InputError(f"{path}: all values are {missing:g}, which stands for no data; leave the file out")
+    low, high = values[~gone].min(), values[~gone].max()
+    if low <= stands <= high:
+        return values
+    fill = high if stands > high else low
+    warnings.warn(
+        f"{path}: {count:,} of {values.size:,} values are {missing:g}, which stands for no data; "
+        f"{fill:g} takes their place",
+        stacklevel=4,
+    )
+    return np.where(gone, fill, values)
 
 
 def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:

@@ -22,6 +22,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY)
 _LAB = (PHOTOMETRIC.CIELAB, PHOTOMETRIC.ICCLAB, PHOTOMETRIC.ITULAB)
+_GDAL_NODATA = 42113
 _TILE = 512  # pixels on a side of what is written
 CLASSIC = 2**32 - 2**25  # bytes that a file with 32-bit offsets surely holds, beside the list of its tiles
 
@@ -58,6 +59,7 @@ def read(path: Path) -> Raster:
             premultiplied=last == EXTRASAMPLE.ASSOCALPHA,
             orientation=_orientation(page),
             lossy=page.compression in _JPEG,
+            missing=_missing(page),
         )
 
 
@@ -103,6 +105,14 @@ def check_whole(
 def _orientation(page: tifffile.TiffPage) -> int:
     found = page.tags.valueof("Orientation", 1)
     return int(found) if found in range(1, 9) else 1
+
+
+def _missing(page: tifffile.TiffPage) -> float | None:
+    """Read the sample that stands for no data, which GDAL writes as text."""
+    try:
+        return float(str(page.tags.valueof(_GDAL_NODATA, "")).strip("\0 "))
+    except ValueError:
+        return None
 
 
 def _palette(page: tifffile.TiffPage) -> NDArray[Any] | None:
