@@ -18,6 +18,7 @@ class Turned(Wrapped):
     Coarse levels that were cut to whole pixels may lie up to one of their pixels aside.
 
     >>> import tempfile
+    >>> import numpy as np
     >>> from pathlib import Path
     >>> from patchtree.io.images import write_image
     >>> from patchtree.io.slides import open_slide
