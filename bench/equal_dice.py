@@ -55,8 +55,8 @@ def measure(case: Case) -> Result:
     common.set_threads(case["threads"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(case["seed"])
-    labels = {name: at for at, name in enumerate(pictures.PICTURES[case["picture"]][1])}
-    model = build_model(f"patchtree:{case['size']}", labels, patch_size=case["patch_size"])
+    classes = len(pictures.PICTURES[case["picture"]][1])
+    model = build_model(f"patchtree:{case['size']}", classes, patch_size=case["patch_size"])
     seen, held_out = [], []
     for at in range(pictures.PARTS**2):
         part = [np.load(Path(case["data"]) / f"{what}{at}.npy", mmap_mode="r") for what in ("image", "mask")]
@@ -67,14 +67,14 @@ def measure(case: Case) -> Result:
     warm = copy.deepcopy(model).to(device)
     train_step.make_step(warm, optimiser_of(warm), device)(tests[0])
     del warm
-    batches = iter(load(case, seen, model))
+    batches = load(case, seen, model)
     begin = time.perf_counter()
     model = model.to(device)
     average = AveragedModel(model, multi_avg_fn=move_average)
     optimiser = optimiser_of(model)
     step = train_step.make_step(model, optimiser, device)
-    course, next_look, steps, dice = [], 0.0, 0, 0.0
-    while (spent := time.perf_counter() - begin) < case["seconds"]:
+    course, next_look, steps = [], 0.0, 0
+    while time.perf_counter() - begin < case["seconds"]:
         for group in optimiser.param_groups:
             group["lr"] = RATE * min(1.0, (steps + 1) / WARMUP)
         batch = next(batches)
@@ -92,7 +92,6 @@ def measure(case: Case) -> Result:
         "tokens": batch.tokens.valid.shape[1],
         "course": course,
         "device": train_step.name_device(device),
-        "memory": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
     }
 
 
@@ -240,16 +239,7 @@ class Row:
         return (self.name, *cells, f"{least}{ratio(sooner)}" if sooner else "")
 
 
-PACE = (
-    "image",
-    "N uniform",
-    "N adaptive",
-    "step uniform, s",
-    "step adaptive, s",
-    "faster",
-    "best Dice uniform",
-    "best Dice adaptive",
-)
+PACE = (*train_step.STEPS, "best Dice uniform", "best Dice adaptive")
 TIMES = ("image", "steps uniform", "after uniform, s", "steps adaptive", "after adaptive, s", "sooner")
 
 

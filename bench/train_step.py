@@ -152,13 +152,10 @@ def timed_steps(step: Callable[[], None], repeats: int) -> list[float]:
     return [first] if first > SLOW else [common.clock(step) for _ in range(repeats)]
 
 
+# What is said first of both ways at one size.
+STEPS = ("image", "N uniform", "N adaptive", "step uniform, s", "step adaptive, s", "faster")
 HEADER = (
-    "image",
-    "N uniform",
-    "N adaptive",
-    "step uniform, s",
-    "step adaptive, s",
-    "faster",
+    *STEPS,
     "with patches made, faster",
     "memory uniform, MB",
     "memory adaptive, MB",

@@ -139,7 +139,8 @@ def fill_missing(path: Path, values: NDArray[Any], missing: float) -> NDArray[An
         return values
     if count == values.size:
         raise InputError(f"{path}: all values are {missing:g}, which stands for no data; leave the file out")
-    low, high = values[~gone].min(), values[~gone].max()
+    measured = values[~gone]
+    low, high = measured.min(), measured.max()
     if low <= stands <= high:
         return values
     fill = high if stands > high else low
